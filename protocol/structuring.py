@@ -1,0 +1,174 @@
+"""Strict reading of JSON-like objects into attrs classes, with the path of the first field that is wrong.
+
+cattrs does the walking; what is ours is that nothing is coerced (``"5"`` is not 5, ``true`` is not 1) and that limits
+stand in the type: ``Annotated[int, Between(1, 10)]``.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from attrs import frozen
+from cattrs import AttributeValidationNote, ClassValidationError, Converter, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
+
+from .errors import PayloadError
+
+
+@frozen
+class Between:
+    """An integer from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def check(self, value: int) -> None:
+        if not self.low <= value <= self.high:
+            raise ValueError(f"must be between {self.low} and {self.high}, got {_shown(value)}")
+
+
+@frozen
+class Text:
+    """A string of `low` to `high` characters, without control characters (it ends up in logs)."""
+
+    low: int
+    high: int
+
+    def check(self, value: str) -> None:
+        if not self.low <= len(value) <= self.high:
+            raise ValueError(f"must have {self.low} to {self.high} characters, got {len(value)}")
+        if any(ord(character) < 32 for character in value):
+            raise ValueError("must not contain control characters")
+
+
+class OneOf:
+    """One of a few strings."""
+
+    def __init__(self, *allowed: str) -> None:
+        self.allowed = allowed
+
+    def check(self, value: str) -> None:
+        if value not in self.allowed:
+            raise ValueError(f"must be one of {', '.join(self.allowed)}, got {_shown(value)}")
+
+
+def first_error(error: BaseException) -> tuple[str, str]:
+    """The dotted path and the reason of the first thing wrong in what cattrs raised.
+
+    Raises:
+        BaseException: `error` itself, where it is not about the payload (a defect of ours is not a worker's fault).
+    """
+    if isinstance(error, ClassValidationError | IterableValidationError):
+        cause = error.exceptions[0]
+        here = next((_name(note) for note in getattr(cause, "__notes__", ())), "")
+        inner, reason = first_error(cause)
+        return (f"{here}.{inner}" if here and inner else here or inner), reason
+    if isinstance(error, PayloadError):
+        return error.field, str(error).removeprefix(f"{error.field}: ")
+    if isinstance(error, KeyError):
+        return "", "required field is missing"
+    if isinstance(error, TypeError | ValueError):
+        return "", str(error)
+    raise error
+
+
+def _name(note: object) -> str:
+    if isinstance(note, AttributeValidationNote):
+        return str(note.name)
+    index = getattr(note, "index", None)
+    return "" if index is None else str(index)
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number of over 20 digits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _expected(kind: str, value: object) -> TypeError:
+    got = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", str: "a string",
+           int: "a number", float: "a number", bytes: "binary"}.get(type(value), type(value).__name__)  # fmt: skip
+    return TypeError(f"must be {kind}, got {got}")
+
+
+def _read_int(value: Any, _: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _expected("an integer", value)
+    return value
+
+
+def _exactly(kind: str, accepted: type) -> Callable[[Any, Any], Any]:
+    def read(value: Any, _: Any) -> Any:
+        if not isinstance(value, accepted):
+            raise _expected(kind, value)
+        return value
+
+    return read
+
+
+def _make_converter() -> Converter:
+    made = Converter(detailed_validation=True, unstruct_collection_overrides={tuple: list})
+    made.register_structure_hook(int, _read_int)
+    made.register_structure_hook(str, _exactly("a string", str))
+    made.register_structure_hook(bool, _exactly("a boolean", bool))
+    made.register_structure_hook(bytes, _exactly("binary", bytes))
+    made.register_structure_hook_func(_is(dict[str, Any]), _exactly("an object", dict))
+    made.register_structure_hook_func(_is_limited, _read_limited)
+    made.register_structure_hook_func(_is_optional, _read_optional)
+    made.register_structure_hook_func(_is(tuple[str, ...]), _read_strings)
+    made.register_structure_hook_factory(_is_attrs_class, _object_reader)
+    return made
+
+
+def _is(wanted: Any) -> Callable[[Any], bool]:
+    return lambda cls: cls == wanted
+
+
+def _is_limited(cls: Any) -> bool:
+    return get_origin(cls) is Annotated
+
+
+def _read_limited(value: Any, cls: Any) -> Any:
+    base, *limits = get_args(cls)
+    read = converter.structure(value, base)
+    for limit in limits:
+        limit.check(read)
+    return read
+
+
+def _is_optional(cls: Any) -> bool:
+    return get_origin(cls) in (Union, types.UnionType) and type(None) in get_args(cls)
+
+
+def _read_optional(value: Any, cls: Any) -> Any:
+    if value is None:
+        return None
+    (inner,) = (argument for argument in get_args(cls) if argument is not type(None))
+    return converter.structure(value, inner)
+
+
+def _read_strings(value: Any, _: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("must be an array of strings")
+    return tuple(value)
+
+
+def _is_attrs_class(cls: Any) -> bool:
+    return hasattr(cls, "__attrs_attrs__")
+
+
+def _object_reader(cls: type, made: Converter) -> Callable[[Any, Any], Any]:
+    read_fields: Callable[[Any, Any], Any] = make_dict_structure_fn(cls, made)
+
+    def read(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _expected("an object", value)
+        return read_fields(value, cls)
+
+    return read
+
+
+converter = _make_converter()

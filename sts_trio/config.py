@@ -1,0 +1,201 @@
+"""Configuration: the environment, read once and validated into one frozen `Settings`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeVar
+
+from attrs import Attribute, field, fields, frozen
+
+T = TypeVar("T")
+
+EMBEDDED_PROFILE: Final = {
+    "ASR_MODEL": "pocketsphinx",
+    "TRANSLATION_PROVIDER": "apertium",
+    "TTS_MODEL": "espeak-ng",
+}
+"""What `--profile embedded` sets where the environment does not: engines that need no key, download or GPU."""
+
+
+class ConfigError(ValueError):
+    """A variable that cannot be used; the message names it, what it may be and what it is."""
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"must be an integer from {low} to {high}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return value
+
+    return read
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}") from None
+        if not low <= value <= high:  # also refuses nan
+            raise ValueError(f"must be from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _variable(name: str, read: Callable[[str], T], default: Any, meaning: str, *, secret: bool = False) -> Any:
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={"variable": name, "read": read, "meaning": meaning, "secret": secret},
+    )
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Everything that can be configured. One variable of the environment each; see `load`."""
+
+    # Server
+    host: str = _variable("STS_HOST", _text, "0.0.0.0", "Address to listen on.")
+    port: int = _variable("STS_PORT", _integer(0, 65_535), 8_000, "Port of Socket.IO, /health and /metrics (0: any).")
+    metrics_port: int | None = _variable(
+        "METRICS_PORT", _integer(0, 65_535), None, "Port of /health and /metrics, where it is not STS_PORT."
+    )
+    api_key: str | None = _variable(
+        "STS_API_KEY",
+        _text,
+        None,
+        "Token that workers must send in `auth`; unset: none is asked for.",
+        secret=True,
+    )
+    max_message_bytes: int = _variable(
+        "STS_MAX_MESSAGE_BYTES", _integer(1_024, 2**30), 50 * 2**20, "Largest Socket.IO message."
+    )
+    max_fragment_bytes: int = _variable(
+        "STS_MAX_FRAGMENT_BYTES",
+        _integer(1_024, 2**30),
+        10 * 2**20,
+        "Largest audio of a fragment, decoded from base64.",
+    )
+    send_queue_bytes: int = _variable(
+        "STS_SEND_QUEUE_BYTES", _integer(2**16, 2**32), 64 * 2**20,
+        "What may wait to be sent to one worker; one that reads too slowly is disconnected, not buffered for.",
+    )  # fmt: skip
+    drain_timeout_s: float = _variable(
+        "DRAIN_TIMEOUT_S", _seconds(0, 3_600), 30.0, "Time for fragments in flight to finish after SIGTERM."
+    )
+
+    # Processing
+    max_inflight: int = _variable(
+        "MAX_INFLIGHT",
+        _integer(1, 10),
+        3,
+        "Fragments of one stream processed at once, where the worker asks for none.",
+    )
+    fragment_timeout_ms: int = _variable(
+        "FRAGMENT_TIMEOUT_MS",
+        _integer(1_000, 30_000),
+        8_000,
+        "Deadline of a fragment, where the worker asks for none.",
+    )
+    max_concurrent_streams: int = _variable("MAX_CONCURRENT_STREAMS", _integer(1, 1_000), 5, "Streams at once.")
+    backpressure_critical: int | None = _variable(
+        "BACKPRESSURE_CRITICAL", _integer(1, 1_000), None,
+        "In-flight fragments above which a stream's next one is refused (default 3 x max_inflight + 1).",
+    )  # fmt: skip
+    gap_timeout_ms: int | None = _variable(
+        "GAP_TIMEOUT_MS", _integer(0, 600_000), None,
+        "How long results wait for a missing sequence number (default: the stream's timeout_ms).",
+    )  # fmt: skip
+    resume_grace_s: float = _variable(
+        "RESUME_GRACE_S", _seconds(0, 3_600), 30.0, "How long a stream outlives its connection."
+    )
+    result_buffer_bytes: int = _variable(
+        "RESULT_BUFFER_BYTES", _integer(0, 2**32), 32 * 2**20, "Unacknowledged results kept per stream."
+    )
+    fallback_mode: Literal["silence", "original"] = _variable(
+        "FALLBACK_MODE",
+        _one_of("silence", "original"),
+        "silence",
+        "What stands in for speech that could not be made.",
+    )
+
+    # Models
+    asr_model: str = _variable("ASR_MODEL", _text, "faster-whisper-base", "Speech recognition: pocketsphinx.")
+    translation_provider: str = _variable("TRANSLATION_PROVIDER", _text, "deepl", "Translation: apertium.")
+    tts_model: str = _variable("TTS_MODEL", _text, "coqui-xtts-v2", "Speech synthesis: espeak-ng.")
+    asr_slots: int = _variable("ASR_SLOTS", _integer(1, 64), 2, "Instances of the ASR model.")
+    translation_slots: int = _variable("TRANSLATION_SLOTS", _integer(1, 64), 2, "Concurrent translations.")
+    tts_slots: int = _variable("TTS_SLOTS", _integer(1, 64), 2, "Instances of the TTS model.")
+    codec_slots: int = _variable(
+        "CODEC_SLOTS", _integer(1, 64), 2, "Concurrent calls for each of decoding, stretching and encoding."
+    )
+
+    # API keys
+    deepl_api_key: str | None = _variable("DEEPL_API_KEY", _text, None, "Key of the DeepL API.", secret=True)
+
+    # GPU: read by CUDA and torch themselves, listed because the document does
+    cuda_visible_devices: str | None = _variable("CUDA_VISIBLE_DEVICES", str, None, "GPUs to use; read by CUDA itself.")
+    pytorch_cuda_alloc_conf: str | None = _variable(
+        "PYTORCH_CUDA_ALLOC_CONF", str, None, "Allocator options; read by torch itself."
+    )
+
+    # Observability
+    log_level: str = _variable(
+        "LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Least severe log lines to write."
+    )
+    log_format: str = _variable("LOG_FORMAT", _one_of("json", "console"), "json", "How log lines are written.")
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] = os.environ, *, profile: str | None = None) -> Settings:
+        """Read `environment`; a variable that is set but empty counts as unset.
+
+        Args:
+            profile: ``embedded`` fills in the engines that need no key, download or GPU.
+
+        Raises:
+            ConfigError: the first variable that cannot be used, by name.
+        """
+        if profile not in (None, "embedded"):
+            raise ConfigError(f"profile: must be embedded, got {profile!r}")
+        given = (EMBEDDED_PROFILE if profile else {}) | {name: text for name, text in environment.items() if text}
+        values: dict[str, Any] = {}
+        for attribute in fields(cls):
+            name = variable(attribute)
+            if name in given:
+                try:
+                    values[attribute.name] = attribute.metadata["read"](given[name])
+                except ValueError as error:
+                    shown = "a secret" if attribute.metadata["secret"] else repr(given[name])
+                    raise ConfigError(f"{name}: {error}, got {shown}") from None
+        return cls(**values)
+
+    @property
+    def separate_metrics_port(self) -> int | None:
+        """The port of /health and /metrics where it is not the main one."""
+        return None if self.metrics_port in (None, self.port) else self.metrics_port
+
+
+def variable(attribute: Attribute[Any]) -> str:
+    """The environment variable behind a field of `Settings`."""
+    return str(attribute.metadata["variable"])
