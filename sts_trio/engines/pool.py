@@ -1,0 +1,178 @@
+"""The pools: where requests of all streams meet the instances of a model, and the only place that offloads.
+
+One task per slot owns one instance and is its only caller. A slot takes what `FairQueue` says is next, as many at a
+time as the engine can batch. The rules of giving up:
+
+* A caller stops waiting when its own cancel scope says so: its deadline passed, or its stream is gone.
+* What nobody waits for any more and has not started is dropped at once.
+* What has started is cancelled when the last caller of its batch has left. The slot is free again when the call has
+  really ended, never before: a model is never called twice at the same time, and no thread is ever abandoned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+import trio
+from attrs import define, field
+
+from protocol.errors import ErrorCode
+
+from ..observe.metrics import Metrics
+from .base import Engine, EngineFailure, Instance, Offload
+from .fairness import FairQueue
+
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+def thread_offload(threads: int) -> Offload:
+    """Run blocking functions in at most `threads` threads at once; what runs is never abandoned.
+
+    The function may call `trio.from_thread.check_cancelled` to stop early. Nothing else may start a thread.
+    """
+    limiter = trio.CapacityLimiter(threads)
+
+    async def offload(function: Callable[..., T], /, *args: object) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=limiter)
+
+    return offload
+
+
+@define(eq=False)
+class _Call:
+    """One running call: cancelled when nobody waits for any part of it."""
+
+    scope: trio.CancelScope
+    waiting: int
+
+
+@define(eq=False)
+class _Ticket(Generic[Req, Res]):
+    """One request and the place where its outcome is left."""
+
+    request: Req
+    stream: str
+    queued_at: float
+    settled: trio.Event = field(factory=trio.Event)
+    outcome: Res | EngineFailure | None = None
+    call: _Call | None = None
+
+
+class Pool(Generic[Req, Res]):
+    """The slots of one engine.
+
+    Args:
+        label: name of the pool in metrics and logs.
+        slots: how many instances are opened.
+        max_waiting: how many requests may wait; more are refused as `TEMPORARY_UNAVAILABLE`.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        engine: Engine[Req, Res],
+        *,
+        slots: int,
+        max_waiting: int,
+        offload: Offload,
+        metrics: Metrics,
+    ) -> None:
+        self.label = label
+        self.slots = slots
+        self._engine = engine
+        self._max_waiting = max_waiting
+        self._offload = offload
+        self._metrics = metrics
+        self._queue: FairQueue[_Ticket[Req, Res]] = FairQueue()
+        self._idle_slots = trio.lowlevel.ParkingLot()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the instances side by side, report when all are warm, serve until cancelled.
+
+        Raises:
+            EngineUnavailable: an instance cannot be loaded.
+        """
+        async with trio.open_nursery() as slots:
+            async with trio.open_nursery() as loading:
+                for _ in range(self.slots):
+                    loading.start_soon(slots.start, self._slot)
+            task_status.started()
+
+    async def submit(self, request: Req, *, stream: str) -> Res:
+        """Wait for a free slot and for the answer, until the caller's own cancel scope ends the wait.
+
+        The caller's deadline (`trio.current_effective_deadline`) is also its priority among its stream's requests.
+
+        Raises:
+            EngineFailure: what the engine answered; `TEMPORARY_UNAVAILABLE` where too many requests wait.
+        """
+        if len(self._queue) >= self._max_waiting:
+            raise EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{self.label}: too many requests are waiting")
+        ticket: _Ticket[Req, Res] = _Ticket(request, stream, queued_at=trio.current_time())
+        self._queue.push(stream, trio.current_effective_deadline(), ticket)
+        self._idle_slots.unpark()
+        try:
+            await ticket.settled.wait()
+        finally:
+            if not ticket.settled.is_set():
+                self._give_up(ticket)
+        if isinstance(ticket.outcome, EngineFailure):
+            raise EngineFailure(ticket.outcome.code, str(ticket.outcome))  # a batch may share one failure
+        assert ticket.outcome is not None
+        return ticket.outcome
+
+    def _give_up(self, ticket: _Ticket[Req, Res]) -> None:
+        if ticket.call is None:
+            self._queue.discard(ticket.stream, ticket)
+            return
+        ticket.call.waiting -= 1
+        if ticket.call.waiting == 0:
+            self._metrics.pool_abandoned_calls_total.labels(self.label).inc()
+            ticket.call.scope.cancel()
+
+    async def _slot(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with self._engine.open(self._offload) as instance:
+            task_status.started()
+            while True:
+                batch = await self._next_batch()
+                with self._metrics.pool_busy_slots.labels(self.label).track_inprogress():
+                    await self._answer(instance, batch)
+
+    async def _next_batch(self) -> list[_Ticket[Req, Res]]:
+        while not self._queue:
+            await self._idle_slots.park()
+        batch = [self._queue.pop() for _ in range(min(self._engine.max_batch, len(self._queue)))]
+        self._metrics.pool_batch_size.labels(self.label).observe(len(batch))
+        for ticket in batch:
+            waited = trio.current_time() - ticket.queued_at
+            self._metrics.pool_queue_wait_seconds.labels(self.label).observe(waited)
+        return batch
+
+    async def _answer(self, instance: Instance[Req, Res], batch: Sequence[_Ticket[Req, Res]]) -> None:
+        """Call the model and leave each outcome at its ticket, whatever happens."""
+        outcomes: Sequence[Res | EngineFailure] = ()
+        with trio.CancelScope() as scope:
+            call = _Call(scope, waiting=len(batch))
+            for ticket in batch:
+                ticket.call = call
+            try:
+                outcomes = await instance([ticket.request for ticket in batch])
+                if len(outcomes) != len(batch):
+                    raise RuntimeError(f"{self._engine.name}: {len(outcomes)} answers to {len(batch)} requests")
+            except EngineFailure as failure:
+                outcomes = [failure] * len(batch)
+            except Exception:
+                # A defect of an engine or its library costs this batch, not the slot and everybody behind it.
+                log.exception("engine_defect", pool=self.label, engine=self._engine.name)
+                outcomes = [EngineFailure(ErrorCode.INTERNAL_ERROR, f"{self.label}: internal error")] * len(batch)
+        if scope.cancelled_caught:
+            return  # nobody waits for any of it
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            ticket.outcome = outcome
+            ticket.settled.set()

@@ -1,0 +1,98 @@
+"""All engines of a server: three models and the codec work around them, each behind its pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from attrs import frozen
+
+from ..config import Settings
+from ..observe.metrics import Metrics
+from . import codec
+from .base import (
+    AsrEngine,
+    AsrRequest,
+    Engine,
+    Offload,
+    Samples,
+    Speech,
+    SpeechRequest,
+    Transcript,
+    Translation,
+    TranslationEngine,
+    TranslationRequest,
+    TtsEngine,
+)
+from .codec import DecodedAudio, DecodeRequest, EncodeRequest, StretchRequest
+from .pool import Pool, Req, Res
+from .registry import build_asr, build_translation, build_tts
+
+
+@frozen
+class Models:
+    """The three configured models. Building them checks that they can run; nothing is loaded yet."""
+
+    asr: AsrEngine
+    translation: TranslationEngine
+    tts: TtsEngine
+
+    @classmethod
+    def build(cls, settings: Settings) -> Models:
+        """
+        Raises:
+            EngineUnavailable: a model cannot run here; the message names what is missing and the remedy.
+        """
+        return cls(build_asr(settings), build_translation(settings), build_tts(settings))
+
+
+@frozen(eq=False)
+class EngineSuite:
+    """What the stages of every stream call."""
+
+    models: Models
+    decode: Pool[DecodeRequest, DecodedAudio]
+    transcribe: Pool[AsrRequest, Transcript]
+    translate: Pool[TranslationRequest, Translation]
+    speak: Pool[SpeechRequest, Speech]
+    stretch: Pool[StretchRequest, Samples]
+    encode: Pool[EncodeRequest, bytes]
+
+    @classmethod
+    def assemble(cls, models: Models, settings: Settings, offload: Offload, metrics: Metrics) -> EngineSuite:
+        """Put each engine behind a pool with the configured number of slots."""
+        # Each stream has at most 10 fragments in process, and each of them one request at a time.
+        most_waiting = settings.max_concurrent_streams * 10
+
+        def pool(label: str, engine: Engine[Req, Res], slots: int) -> Pool[Req, Res]:
+            return Pool(label, engine, slots=slots, max_waiting=most_waiting, offload=offload, metrics=metrics)
+
+        return cls(
+            models=models,
+            decode=pool("decode", codec.decoder(), settings.codec_slots),
+            transcribe=pool("asr", models.asr, settings.asr_slots),
+            translate=pool("translation", models.translation, settings.translation_slots),
+            speak=pool("tts", models.tts, settings.tts_slots),
+            stretch=pool("stretch", codec.stretcher(), settings.codec_slots),
+            encode=pool("encode", codec.encoder(), settings.codec_slots),
+        )
+
+    @property
+    def slots(self) -> int:
+        """Slots of all pools: as many calls as there can be at once."""
+        return sum(pool.slots for pool in self._pools())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load and warm every instance, report, and serve until cancelled.
+
+        Raises:
+            EngineUnavailable: an instance cannot be loaded.
+        """
+        async with trio.open_nursery() as pools:
+            async with trio.open_nursery() as loading:
+                for pool in self._pools():
+                    loading.start_soon(pools.start, pool.run)
+            task_status.started()
+
+    def _pools(self) -> tuple[Pool[Any, Any], ...]:
+        return (self.decode, self.transcribe, self.translate, self.speak, self.stretch, self.encode)

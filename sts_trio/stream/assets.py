@@ -1,0 +1,148 @@
+"""What a fragment becomes on its way, and the lineage of each part: Fragment -> Transcript -> Text -> Audio.
+
+Assets are values: a stage makes one and never changes it. A `Fragment` is the one mutable thing, owned by one stage at
+a time, since it travels through channels and is never shared.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from attrs import define, field, frozen
+
+from protocol.dubbing import Audio, FragmentData, FragmentError
+from protocol.errors import ErrorCode, Stage
+
+from ..engines.base import Samples, Segment
+
+
+class AssetStatus(StrEnum):
+    """How well a stage did. A failed stage makes no asset: the fragment carries the typed error instead."""
+
+    SUCCESS = "success"
+    PARTIAL = "partial"
+
+
+@frozen
+class AudioSpan:
+    """A stretch of a fragment's audio, in ms from its start."""
+
+    fragment_id: str
+    start_ms: int
+    end_ms: int
+
+
+@frozen
+class TranscriptAsset:
+    """What was said in `covers`; an empty transcript means that nothing was."""
+
+    asset_id: str
+    parent_asset_ids: tuple[str, ...]
+    covers: AudioSpan
+    transcript: str
+    segments: tuple[Segment, ...]
+
+
+@frozen
+class TextAsset:
+    """The transcript in the target language."""
+
+    asset_id: str
+    parent_asset_ids: tuple[str, ...]
+    source_text: str
+    translated_text: str
+
+
+@frozen
+class AudioAsset:
+    """Speech fitted for its slot.
+
+    Attributes:
+        samples: mono, shape ``(frames,)``, at the engine's rate, not yet padded or trimmed to the slot.
+        speed_ratio: natural length divided by the length here; 1.3 means spoken 30 % faster.
+        variance_percent: by how much it exceeds the slot (0 where it fits and is padded).
+        warning: ``duration_variance_high`` where the status is partial.
+    """
+
+    asset_id: str
+    parent_asset_ids: tuple[str, ...]
+    status: AssetStatus
+    samples: Samples = field(eq=False, repr=False)
+    sample_rate_hz: int
+    duration_ms: int
+    speed_ratio: float
+    variance_percent: float
+    warning: str | None = None
+
+
+@define(eq=False)
+class Fragment:
+    """One accepted fragment on its way through the pipeline.
+
+    Attributes:
+        late: a retry whose number has passed: its result leaves when it is ready.
+        accepted_at, started_at, finished_at, deadline: trio's clock, in seconds; the deadline starts when processing
+            does.
+        token: on whose behalf one of the stream's tokens was taken.
+        original: the decoded audio at the fragment's own rate, shape ``(frames, channels)``.
+        speech: the same at 16 kHz mono.
+        context: what the stream said before this fragment.
+        dubbed: the encoded audio of the result, fallback included.
+        timings_ms: time in each stage, waiting for a free instance included.
+    """
+
+    data: FragmentData
+    late: bool
+    accepted_at: float
+    deadline: float = float("inf")
+    started_at: float | None = None
+    finished_at: float = 0.0
+    token: object = None
+    original: Samples | None = field(default=None, repr=False)
+    speech: Samples | None = field(default=None, repr=False)
+    transcript: TranscriptAsset | None = None
+    context: str = ""
+    text: TextAsset | None = None
+    audio: AudioAsset | None = None
+    dubbed: Audio | None = None
+    error: FragmentError | None = None
+    timings_ms: dict[Stage, int] = field(factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.data.fragment_id
+
+    @property
+    def number(self) -> int:
+        return self.data.sequence_number
+
+    @property
+    def slot_ms(self) -> int:
+        """The length its dubbed audio must have."""
+        return self.data.audio.duration_ms
+
+    @property
+    def processing_time_ms(self) -> int:
+        """From being accepted to being finished; waiting for earlier numbers to be emitted is not part of it."""
+        return round((self.finished_at - self.accepted_at) * 1000)
+
+    @property
+    def status(self) -> str:
+        """``success``, ``partial`` or ``failed`` (contract, ``fragment:processed``)."""
+        if self.error is not None:
+            return "failed"
+        return str(self.audio.status if self.audio is not None else AssetStatus.SUCCESS)
+
+    @property
+    def asset_ids(self) -> list[str]:
+        """Ids of the assets made so far, oldest first."""
+        return [asset.asset_id for asset in (self.transcript, self.text, self.audio) if asset is not None]
+
+    def asset_id(self, kind: str) -> str:
+        """The id of this fragment's asset of a kind, e.g. ``transcript-abc-123-42``."""
+        return f"{kind}-{self.id}-{self.number}"
+
+    def fail(self, stage: Stage, code: ErrorCode, message: str) -> None:
+        """Record why no dubbed audio will come of it; the first reason stands."""
+        if self.error is None:
+            self.error = FragmentError(code, message, stage, code.retryable)

@@ -1,0 +1,95 @@
+"""What is said about a finished fragment: its result to the worker, its figures to the operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from attrs import frozen
+
+from protocol.dubbing import FragmentProcessed, StageTimings
+from protocol.errors import Stage
+
+from ..engines.suite import Models
+from ..observe.metrics import Metrics
+from .assets import Fragment
+
+log = structlog.get_logger(__name__)
+
+
+@frozen
+class Reporter:
+    """Makes results and keeps the metrics of one stream's fragments."""
+
+    stream_id: str
+    models: Models
+    metrics: Metrics
+
+    def result(self, fragment: Fragment) -> FragmentProcessed:
+        """The fragment's one ``fragment:processed``."""
+        timings = fragment.timings_ms
+        return FragmentProcessed(
+            fragment_id=fragment.id,
+            stream_id=self.stream_id,
+            sequence_number=fragment.number,
+            status=fragment.status,
+            processing_time_ms=fragment.processing_time_ms,
+            stage_timings=StageTimings(
+                asr_ms=timings.get(Stage.ASR, 0),
+                translation_ms=timings.get(Stage.TRANSLATION, 0),
+                tts_ms=timings.get(Stage.TTS, 0),
+            ),
+            dubbed_audio=fragment.dubbed,
+            transcript=fragment.transcript.transcript if fragment.transcript else None,
+            translated_text=fragment.text.translated_text if fragment.text else None,
+            error=fragment.error,
+            metadata=self._metadata(fragment),
+        )
+
+    def _metadata(self, fragment: Fragment) -> dict[str, Any]:
+        """The worker's own keys as they came, then ours."""
+        audio = fragment.audio
+        metadata: dict[str, Any] = dict(fragment.data.metadata or {})
+        metadata |= {
+            "asr_model": self.models.asr.name,
+            "translation_model": self.models.translation.name,
+            "tts_model": self.models.tts.name,
+            "original_duration_ms": fragment.slot_ms,
+            "dubbed_duration_ms": fragment.dubbed.duration_ms if fragment.dubbed else 0,
+            "duration_variance_percent": audio.variance_percent if audio else 0.0,
+            "speed_ratio": audio.speed_ratio if audio else 1.0,
+            "asset_ids": fragment.asset_ids,
+        }
+        if self.metrics.gpu_utilization is not None:
+            metadata["gpu_utilization"] = self.metrics.gpu_utilization
+        if audio is not None and audio.warning is not None:
+            metadata["warnings"] = [audio.warning]
+        if fragment.late:
+            metadata["late"] = True
+        return metadata
+
+    def record(self, fragment: Fragment) -> None:
+        """Metrics and one log line."""
+        metrics, timings = self.metrics, fragment.timings_ms
+        metrics.fragments_in_flight.dec()
+        metrics.fragments_total.labels(fragment.status).inc()
+        metrics.fragment_processing_seconds.observe(fragment.processing_time_ms / 1000)
+        for stage, histogram in (
+            (Stage.ASR, metrics.asr_duration_seconds),
+            (Stage.TRANSLATION, metrics.translation_duration_seconds),
+            (Stage.TTS, metrics.tts_duration_seconds),
+        ):
+            if stage in timings:
+                histogram.observe(timings[stage] / 1000)
+        error = fragment.error
+        if error is not None:
+            metrics.fragment_errors_total.labels(error.stage, error.code).inc()
+        log.info(
+            "fragment_processed",
+            fragment_id=fragment.id,
+            sequence_number=fragment.number,
+            status=fragment.status,
+            processing_time_ms=fragment.processing_time_ms,
+            stage_timings_ms={str(stage): spent for stage, spent in timings.items()},
+            error_code=error and error.code,
+        )

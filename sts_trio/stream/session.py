@@ -1,0 +1,429 @@
+"""The life of one stream: what comes in, what is in flight, what goes out, and how it ends.
+
+    initializing -> active <-> paused -> ending -> ended
+
+A session is one task (`run`) and a few methods that its gateway calls when the worker says something. The methods
+never wait: they decide, answer and leave the work to the task, so an acknowledgement leaves in the scheduler tick in
+which the fragment came, however busy the engines are. All of the stream lives in the task's nursery and goes with it.
+
+    fragment -> waiting, by number -> [token] -> pipeline -> emitter -> worker
+
+A fragment holds one of the stream's `max_inflight` tokens while it is being processed: from the moment it leaves the
+waiting queue until its result is finished. A finished result that waits for an earlier number holds none, or a worker
+that sends 5, 6, 7 before 4 would deadlock its own stream. Hence
+
+    in_flight = waiting + tokens held + finished but not yet in turn
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from enum import StrEnum
+
+import structlog
+import trio
+from attrs import frozen
+from structlog.contextvars import bound_contextvars
+
+from protocol.dubbing import (
+    Backpressure,
+    ErrorEvent,
+    FragmentAck,
+    FragmentData,
+    ServerEvent,
+    Severity,
+    StreamComplete,
+    StreamInit,
+    StreamReady,
+)
+from protocol.errors import ErrorCode, PayloadError
+
+from ..config import Settings
+from ..engines.suite import EngineSuite
+from ..observe.metrics import Metrics
+from .assets import Fragment
+from .fallback import Fallback
+from .flow import FlowControl, Level, default_critical
+from .order import ResultOrder
+from .pipeline import Pipeline
+from .reporting import Reporter
+from .results import ResultBuffer
+from .stages import Stages
+from .statistics import StreamStatistics
+
+log = structlog.get_logger(__name__)
+
+Send = Callable[[ServerEvent], None]
+"""Hands an event to the stream's connection. Never waits and never fails: a dead connection swallows it."""
+
+
+class SessionState(StrEnum):
+    INITIALIZING = "initializing"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+@frozen
+class Identity:
+    """Where ids and wall-clock times come from; a simulation makes both from its seed."""
+
+    new_id: Callable[[], str]
+    wall_ms: Callable[[], int]
+
+
+class StreamSession:
+    """One live stream.
+
+    Args:
+        init: the worker's ``stream:init``, already checked against what the engines can do.
+        send: the connection it came over; see `attach`.
+    """
+
+    def __init__(
+        self,
+        init: StreamInit,
+        *,
+        settings: Settings,
+        engines: EngineSuite,
+        metrics: Metrics,
+        identity: Identity,
+        send: Send,
+    ) -> None:
+        self.stream_id = init.stream_id
+        self.worker_id = init.worker_id
+        self.session_id = identity.new_id()
+        self.config = init.config
+        self.max_inflight = init.max_inflight or settings.max_inflight
+        self.timeout_s = (init.timeout_ms or settings.fragment_timeout_ms) / 1000
+        self.state = SessionState.INITIALIZING
+        self.statistics = StreamStatistics()
+
+        self._settings = settings
+        self._engines = engines
+        self._metrics = metrics
+        self._identity = identity
+        self._send: Send | None = send
+        self._attached = trio.Event()
+        self._attached.set()
+
+        gap_timeout_ms = settings.gap_timeout_ms
+        self._gap_timeout_s = self.timeout_s if gap_timeout_ms is None else gap_timeout_ms / 1000
+        self._tokens = trio.CapacityLimiter(self.max_inflight)
+        self._waiting: list[tuple[int, int, Fragment]] = []  # a heap, by number, then by arrival
+        self._arrivals = 0
+        self._something_to_feed = trio.Event()
+        self._accepted: dict[str, Fragment] = {}  # in flight, by fragment_id
+        self._order: ResultOrder[Fragment] = ResultOrder()
+        self._results = ResultBuffer(settings.result_buffer_bytes)
+        self._flow = FlowControl(
+            self.max_inflight, settings.backpressure_critical or default_critical(self.max_inflight)
+        )
+        self._gap_blocked_at: int | None = None
+        self._gap_deadline = math.inf
+        self._gap_wait = trio.CancelScope()
+        self._scope = trio.CancelScope()
+        fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
+        stages = Stages(self.stream_id, self.config, engines, fallback)
+        self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
+        self._report = Reporter(self.stream_id, engines.models, metrics)
+
+    # ---------------------------------------------------------------------------------------- what the worker says
+
+    @property
+    def in_flight(self) -> int:
+        """Fragments accepted and not yet emitted (contract, "Flow control")."""
+        return len(self._waiting) + self._tokens.borrowed_tokens + self._order.parked
+
+    def open(self) -> ServerEvent:
+        """Take fragments from here on, and say so."""
+        self.state = SessionState.ACTIVE
+        return self._tell(self._ready())
+
+    def _ready(self) -> StreamReady:
+        return StreamReady(
+            stream_id=self.stream_id,
+            session_id=self.session_id,
+            max_inflight=self.max_inflight,
+            capabilities={
+                "batch_processing": False,
+                "async_delivery": True,
+                "asr": True,
+                "translation": True,
+                "tts": True,
+                "duration_matching": True,
+                "binary_audio": True,
+                "resume": True,
+            },
+        )
+
+    def receive(self, data: FragmentData) -> ServerEvent:
+        """Take a fragment, or refuse it by name; either way the answer was sent when this returns."""
+        known = self._accepted.get(data.fragment_id)
+        if known is not None:
+            return self._tell(self._acknowledgement(known))
+        kept = self._results.get(data.fragment_id)
+        if kept is not None and not (kept.error and kept.error.retryable):
+            return self._tell(kept)
+        try:
+            fragment = self._admit(data)
+        except PayloadError as refusal:
+            return self._refuse(data, refusal)
+        answer = self._tell(self._acknowledgement(fragment))
+        self._something_to_feed.set()
+        self._watch_gap()
+        self._update_flow()
+        return answer
+
+    def pass_over(self, fragment_id: str, number: int) -> None:
+        """A fragment was refused: its number holds nobody up, and it may be sent again."""
+        self._order.allow_retry(fragment_id, number)
+        self._emit_ready()
+
+    def acknowledge(self, fragment_id: str) -> None:
+        """The worker has this result."""
+        self._results.forget(fragment_id)
+
+    def pause(self) -> None:
+        """Refuse fragments from here on; what is in flight completes."""
+        if self.state is SessionState.ACTIVE:
+            self.state = SessionState.PAUSED
+
+    def resume(self) -> None:
+        """End a pause."""
+        if self.state is SessionState.PAUSED:
+            self.state = SessionState.ACTIVE
+
+    def end(self) -> None:
+        """Take no more; complete what is in flight, then ``stream:complete``."""
+        if self.state is not SessionState.ENDED:
+            self.state = SessionState.ENDING
+        self._something_to_feed.set()
+
+    def cancel(self) -> None:
+        """Drop everything at once."""
+        self._scope.cancel()
+
+    # ------------------------------------------------------------------------------------------------- its connection
+
+    def detach(self) -> None:
+        """The connection is gone. The stream goes on for `RESUME_GRACE_S`, keeping its results."""
+        self._send = None
+        self._attached = trio.Event()
+        self._scope.deadline = trio.current_time() + self._settings.resume_grace_s
+
+    def attach(self, send: Send, next_number: int | None) -> ServerEvent:
+        """Go on over another connection: ready, then every unacknowledged result again, in order.
+
+        Args:
+            next_number: the first number the worker has no result of; what is below needs no repetition.
+        """
+        self._scope.deadline = math.inf
+        self._send = send
+        if next_number is not None:
+            self._results.forget_before(next_number)
+        ready = self._tell(self._ready())
+        for result in self._results.unacknowledged():
+            self._tell(result)
+        self._attached.set()
+        return ready
+
+    def _tell(self, event: ServerEvent) -> ServerEvent:
+        if self._send is not None:
+            self._send(event)
+        return event
+
+    # ----------------------------------------------------------------------------------------------------- admission
+
+    def _admit(self, data: FragmentData) -> Fragment:
+        if self.state is SessionState.PAUSED:
+            raise PayloadError(ErrorCode.STREAM_PAUSED, "", "the stream is paused")
+        if self.state is not SessionState.ACTIVE:
+            raise PayloadError(ErrorCode.STREAM_NOT_FOUND, "", "the stream is ending and takes no more fragments")
+        if not self._flow.admits(self.in_flight):
+            raise PayloadError(
+                ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{self.in_flight} fragments are in flight: send it again later"
+            )
+        late = self._order.admit(data.fragment_id, data.sequence_number)
+        fragment = Fragment(data, late=late, accepted_at=trio.current_time())
+        self._accepted[fragment.id] = fragment
+        self._arrivals += 1
+        heapq.heappush(self._waiting, (fragment.number, self._arrivals, fragment))
+        self._metrics.fragments_in_flight.inc()
+        return fragment
+
+    def _refuse(self, data: FragmentData, refusal: PayloadError) -> ErrorEvent:
+        if refusal.code is not ErrorCode.INVALID_SEQUENCE:
+            self.pass_over(data.fragment_id, data.sequence_number)
+        error = ErrorEvent(
+            error_id=self._identity.new_id(),
+            code=refusal.code,
+            message=str(refusal),
+            severity=Severity.WARNING if refusal.code.retryable else Severity.ERROR,
+            retryable=refusal.code.retryable,
+            stream_id=self.stream_id,
+            fragment_id=data.fragment_id,
+        )
+        self._metrics.fragments_refused_total.labels(refusal.code).inc()
+        log.info("fragment_refused", fragment_id=data.fragment_id, code=refusal.code, error_id=error.error_id)
+        self._tell(error)
+        return error
+
+    def _acknowledgement(self, fragment: Fragment) -> FragmentAck:
+        ahead = sum(1 for entry in self._waiting if entry[2] is not fragment and entry[:2] < (fragment.number, 0))
+        starts_now = fragment.started_at is not None or ahead < self._tokens.available_tokens
+        average_ms = self.statistics.recent_average_ms or round(self.timeout_s * 1000)
+        rounds = 1 if starts_now else 2 + ahead // self.max_inflight
+        return FragmentAck(
+            fragment_id=fragment.id,
+            status="processing" if starts_now else "queued",
+            timestamp=self._identity.wall_ms(),
+            queue_position=0 if starts_now else ahead + 1,
+            estimated_completion_ms=average_ms * rounds,
+        )
+
+    def _update_flow(self) -> None:
+        level = self._flow.update(self.in_flight)
+        if level is None:
+            return
+        average_ms = self.statistics.recent_average_ms or round(self.timeout_s * 1000)
+        excess = max(0, self.in_flight - self.max_inflight)
+        self._metrics.backpressure_events_total.labels(level.severity).inc()
+        self._tell(
+            Backpressure(
+                stream_id=self.stream_id,
+                severity=level.severity,
+                action=level.action,
+                current_inflight=self.in_flight,
+                max_inflight=self.max_inflight,
+                queue_depth=len(self._waiting),
+                recommended_delay_ms=0 if level is Level.NORMAL else average_ms * excess // self.max_inflight,
+                threshold_exceeded=level.threshold_exceeded,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------------- its task
+
+    async def run(self) -> None:
+        """Live until `end` has completed everything, `cancel`, or the grace after a lost connection has passed."""
+        try:
+            with self._scope, bound_contextvars(stream_id=self.stream_id):
+                log.info("stream_started", session_id=self.session_id, worker_id=self.worker_id)
+                async with trio.open_nursery() as nursery:
+                    feed_out, feed_in = trio.open_memory_channel[Fragment](0)
+                    done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
+                    nursery.start_soon(self._feed, feed_out)
+                    nursery.start_soon(self._pipeline.run, feed_in, done_out)
+                    nursery.start_soon(self._emit, done_in)
+                await self._attached.wait()  # the worker may be on its way back for the last results
+                self._tell(self._completion())
+            log.info("stream_ended", stream_id=self.stream_id, cancelled=self._scope.cancelled_caught)
+        finally:
+            self.state = SessionState.ENDED
+            self._metrics.fragments_in_flight.dec(len(self._accepted))
+            self._accepted.clear()
+            self._waiting.clear()
+
+    async def _feed(self, outlet: trio.MemorySendChannel[Fragment]) -> None:
+        """Give waiting fragments a token each, lowest number first, and start their deadlines."""
+        async with outlet:
+            while True:
+                while not self._waiting:
+                    if self.state is SessionState.ENDING:
+                        return
+                    self._something_to_feed = trio.Event()
+                    await self._something_to_feed.wait()
+                token = object()
+                await self._tokens.acquire_on_behalf_of(token)
+                # Only now is it decided whose token it is: a lower number may have come while it was waited for.
+                _, _, fragment = heapq.heappop(self._waiting)
+                fragment.token = token
+                fragment.started_at = trio.current_time()
+                fragment.deadline = fragment.started_at + self.timeout_s
+                await outlet.send(fragment)
+
+    async def _emit(self, finished: trio.MemoryReceiveChannel[Fragment]) -> None:
+        """Let results out in order; wait for missing numbers no longer than the gap timeout."""
+        while True:
+            with trio.CancelScope(deadline=self._gap_deadline) as self._gap_wait:
+                try:
+                    fragment = await finished.receive()
+                except trio.EndOfChannel:
+                    break
+                self._finish(fragment)
+            if self._gap_wait.cancelled_caught:
+                self._give_up_gap()
+        while self._order.gap():
+            self._give_up_gap()  # nothing more can come
+
+    def _watch_gap(self) -> None:
+        """Start the clock when finished results begin to wait for a missing number, stop it when they do not."""
+        blocked_at = self._order.next_number if self._order.gap() else None
+        if blocked_at == self._gap_blocked_at:
+            return
+        self._gap_blocked_at = blocked_at
+        self._gap_deadline = math.inf if blocked_at is None else trio.current_time() + self._gap_timeout_s
+        self._gap_wait.deadline = self._gap_deadline
+
+    def _finish(self, fragment: Fragment) -> None:
+        self._tokens.release_on_behalf_of(fragment.token)
+        fragment.finished_at = trio.current_time()
+        if fragment.late:
+            self._deliver(fragment)
+        else:
+            self._order.finish(fragment.number, fragment)
+        self._emit_ready()
+
+    def _give_up_gap(self) -> None:
+        missing = self._order.skip_gap()
+        if not missing:
+            return  # closed in the very moment in which its time was up
+        error = ErrorEvent(
+            error_id=self._identity.new_id(),
+            code=ErrorCode.SEQUENCE_GAP,
+            message=f"went on without sequence number {', '.join(map(str, missing[:5]))}"
+            + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
+            severity=Severity.WARNING,
+            retryable=ErrorCode.SEQUENCE_GAP.retryable,
+            stream_id=self.stream_id,
+            metadata={"missing": missing},
+        )
+        log.warning("sequence_gap", missing=missing, error_id=error.error_id)
+        self._tell(error)
+        self._emit_ready()
+
+    def _emit_ready(self) -> None:
+        for fragment in self._order.pop_ready():
+            self._deliver(fragment)
+        self._watch_gap()
+        self._update_flow()
+
+    # -------------------------------------------------------------------------------------------------------- results
+
+    def _deliver(self, fragment: Fragment) -> None:
+        del self._accepted[fragment.id]
+        result = self._report.result(fragment)
+        if fragment.error is not None and fragment.error.retryable:
+            self._order.allow_retry(fragment.id, fragment.number)
+        if not fragment.late:
+            self.statistics.add(result, fragment.slot_ms)
+        self._results.keep(result)
+        self._tell(result)
+        self._report.record(fragment)
+
+    def _completion(self) -> StreamComplete:
+        summary = self.statistics.summary()
+        return StreamComplete(
+            stream_id=self.stream_id,
+            total_fragments=self.statistics.total,
+            total_duration_ms=self.statistics.total_duration_ms,
+            statistics=summary,
+            success_count=summary.success_count,
+            partial_count=summary.partial_count,
+            failed_count=summary.failed_count,
+            avg_processing_time_ms=summary.avg_processing_time_ms,
+            p95_processing_time_ms=summary.p95_processing_time_ms,
+        )

@@ -1,0 +1,165 @@
+"""What each stage does to a fragment: decode, ASR, translation, TTS with duration matching, encode.
+
+A stage is a coroutine over one `Fragment`. It calls engines through their pools and leaves what it made in the
+fragment. What goes wrong it raises as `EngineFailure`; deadlines, order and failed fragments are the pipeline's.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from protocol.dubbing import Audio, StreamConfig
+from protocol.errors import ErrorCode
+
+from ..engines.base import AsrRequest, EngineFailure, Samples, SpeechRequest, Transcript, TranslationRequest
+from ..engines.codec import DecodeRequest, EncodeRequest, StretchRequest
+from ..engines.suite import EngineSuite
+from .assets import AssetStatus, AudioAsset, AudioSpan, Fragment, TextAsset, TranscriptAsset
+from .duration import SlotFitter
+from .fallback import Fallback
+
+MAX_CONTEXT_CHARACTERS = 500
+"""Of what a stream said before, as much as helps a model and no more."""
+
+
+@define
+class Stages:
+    """The stages of one stream, with the state that passes from one fragment to the next.
+
+    `transcribe` is called for one fragment at a time, so the text before a fragment is what was said before it.
+    """
+
+    stream_id: str
+    config: StreamConfig
+    engines: EngineSuite
+    fallback: Fallback
+    fitter: SlotFitter = field(factory=SlotFitter)
+    _said_before: str = field(default="", init=False)
+
+    async def decode(self, fragment: Fragment) -> None:
+        """The sent audio to samples, at its own rate and at ASR's."""
+        decoded = await self.engines.decode.submit(DecodeRequest(fragment.data.audio), stream=self.stream_id)
+        if self.fallback.needs_original:
+            fragment.original = decoded.samples
+        fragment.speech = decoded.speech
+
+    async def transcribe(self, fragment: Fragment) -> None:
+        """Samples to a `TranscriptAsset`; an empty transcript where nothing is said."""
+        assert fragment.speech is not None
+        answer = Transcript("")
+        if fragment.speech.size:
+            request = AsrRequest(
+                samples=fragment.speech,
+                language=self.config.source_language,
+                hints=self.config.domain_hints or (),
+                previous_text=self._said_before,
+            )
+            answer = await self.engines.transcribe.submit(request, stream=self.stream_id)
+        transcript = answer.text.strip()
+        fragment.speech = None  # the largest thing nobody needs any more
+        fragment.transcript = TranscriptAsset(
+            asset_id=fragment.asset_id("transcript"),
+            parent_asset_ids=(f"fragment:{fragment.id}",),
+            covers=AudioSpan(fragment.id, 0, fragment.slot_ms),
+            transcript=transcript,
+            segments=answer.segments,
+        )
+        fragment.context = self._said_before
+        self._said_before = transcript[-MAX_CONTEXT_CHARACTERS:]
+
+    async def translate(self, fragment: Fragment) -> None:
+        """Transcript to a `TextAsset`; an empty one without asking anybody where nothing was said."""
+        assert fragment.transcript is not None
+        translated = ""
+        if fragment.transcript.transcript:
+            request = TranslationRequest(
+                text=fragment.transcript.transcript,
+                source_language=self.config.source_language,
+                target_language=self.config.target_language,
+                context=fragment.context,
+            )
+            translated = (await self.engines.translate.submit(request, stream=self.stream_id)).text.strip()
+        fragment.text = TextAsset(
+            asset_id=fragment.asset_id("translation"),
+            parent_asset_ids=(fragment.transcript.asset_id,),
+            source_text=fragment.transcript.transcript,
+            translated_text=translated,
+        )
+
+    async def speak(self, fragment: Fragment) -> None:
+        """Text to an `AudioAsset` as long as the slot allows; none where there is nothing to say.
+
+        Raises:
+            EngineFailure: `DURATION_MISMATCH_EXCEEDED`: too long even at the fastest allowed speed.
+        """
+        assert fragment.text is not None
+        if not fragment.text.translated_text:
+            return
+        text, slot_ms = fragment.text.translated_text, fragment.slot_ms
+        spoken, rate_hz = await self._synthesize(text, 1.0)
+        natural_ms = _length_ms(spoken, rate_hz)
+        plan = self.fitter.plan(natural_ms, slot_ms, self.engines.models.tts.rate_range)
+        if plan.engine_rate != 1.0:
+            spoken, rate_hz = await self._synthesize(text, plan.engine_rate)
+        speed = self.fitter.remaining(_length_ms(spoken, rate_hz), slot_ms, natural_ms)
+        if speed != 1.0:
+            spoken = await self.engines.stretch.submit(StretchRequest(spoken, rate_hz, speed), stream=self.stream_id)
+        duration_ms = _length_ms(spoken, rate_hz)
+        verdict = self.fitter.judge(duration_ms, slot_ms)
+        if verdict.status == "failed":
+            raise EngineFailure(
+                ErrorCode.DURATION_MISMATCH_EXCEEDED,
+                f"speech of {natural_ms:.0f} ms is still {verdict.variance_percent:.0f} % too long for {slot_ms} ms "
+                f"at {natural_ms / duration_ms:.2f} times its speed",
+            )
+        fragment.audio = AudioAsset(
+            asset_id=fragment.asset_id("audio"),
+            parent_asset_ids=(fragment.text.asset_id,),
+            status=AssetStatus(verdict.status),
+            samples=spoken,
+            sample_rate_hz=rate_hz,
+            duration_ms=round(duration_ms),
+            speed_ratio=round(natural_ms / duration_ms, 3),
+            variance_percent=round(verdict.variance_percent, 1),
+            warning=verdict.warning,
+        )
+
+    async def encode(self, fragment: Fragment) -> None:
+        """The dubbed audio in the stream's own format, exactly as long as the slot."""
+        if fragment.audio is None:
+            await self.fall_back(fragment)
+            return
+        request = EncodeRequest(
+            samples=fragment.audio.samples,
+            sample_rate_hz=fragment.audio.sample_rate_hz,
+            format=self.config.format,
+            output_rate_hz=self.config.sample_rate_hz,
+            output_channels=self.config.channels,
+            duration_ms=fragment.slot_ms,
+        )
+        self._deliver(fragment, await self.engines.encode.submit(request, stream=self.stream_id))
+
+    async def fall_back(self, fragment: Fragment) -> None:
+        """Silence or the original in place of speech."""
+        self._deliver(fragment, await self.fallback.encoded(fragment))
+
+    async def _synthesize(self, text: str, rate: float) -> tuple[Samples, int]:
+        request = SpeechRequest(text, self.config.target_language, self.config.voice_profile, rate)
+        speech = await self.engines.speak.submit(request, stream=self.stream_id)
+        if not speech.samples.size:
+            raise EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, "the engine spoke nothing")
+        return speech.samples, speech.sample_rate_hz
+
+    def _deliver(self, fragment: Fragment, data: bytes) -> None:
+        fragment.dubbed = Audio(
+            format=self.config.format,
+            sample_rate_hz=self.config.sample_rate_hz,
+            channels=self.config.channels,
+            duration_ms=fragment.slot_ms,
+            data=data,
+            binary=fragment.data.audio.binary,  # it goes back the way it came
+        )
+
+
+def _length_ms(samples: Samples, sample_rate_hz: int) -> float:
+    return 1000 * len(samples) / sample_rate_hz

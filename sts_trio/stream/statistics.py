@@ -1,0 +1,53 @@
+"""Counts and times over a stream's life. Bounded: nothing here grows with it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+from attrs import define, field
+
+from protocol.dubbing import FragmentProcessed, Statistics
+
+RECENT_TIMES: Final = 1_000
+"""Processing times kept for the 95th percentile: the last hour and a half of a live stream."""
+
+CURRENT_TIMES: Final = 10
+"""Of these, the ones that say how long a fragment takes at present: the last minute."""
+
+
+@define
+class StreamStatistics:
+    """What a stream's first results were like; retries do not count again."""
+
+    counts: dict[str, int] = field(factory=lambda: {"success": 0, "partial": 0, "failed": 0})
+    total_duration_ms: int = 0
+    _total_ms: int = 0
+    _recent_ms: deque[int] = field(factory=lambda: deque(maxlen=RECENT_TIMES))
+
+    def add(self, result: FragmentProcessed, duration_ms: int) -> None:
+        self.counts[result.status] += 1
+        self.total_duration_ms += duration_ms
+        self._total_ms += result.processing_time_ms
+        self._recent_ms.append(result.processing_time_ms)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def recent_average_ms(self) -> int:
+        """What a fragment takes at present; 0 where none is finished."""
+        last = list(self._recent_ms)[-CURRENT_TIMES:]
+        return round(sum(last) / len(last)) if last else 0
+
+    def summary(self) -> Statistics:
+        ordered = sorted(self._recent_ms)
+        return Statistics(
+            success_count=self.counts["success"],
+            partial_count=self.counts["partial"],
+            failed_count=self.counts["failed"],
+            avg_processing_time_ms=round(self._total_ms / self.total) if self.total else 0,
+            p95_processing_time_ms=ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else 0,
+        )
