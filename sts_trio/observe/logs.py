@@ -10,7 +10,6 @@ block; what finds no room is dropped and counted in `lines_dropped` of the next 
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
@@ -57,7 +56,6 @@ def configure(level: str, format: str, *, fd: int | None = None) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_StdlibHandler(sink, processors)], level=max(severity, logging.INFO), force=True)
-    atexit.register(sink.flush, _EXIT_FLUSH_S)
 
 
 # -------------------------------------------------------------------------------------- rendering
@@ -121,6 +119,10 @@ class _StdlibHandler(logging.Handler):
             self._sink.write(line)
         except Exception:  # noqa: BLE001 - the standard library's rule: a bad record is reported, never raised
             self.handleError(record)
+
+    def flush(self) -> None:
+        """At exit (``logging.shutdown``): what still waits has a last chance."""
+        self._sink.flush(_EXIT_FLUSH_S)
 
 
 class _Sink:
