@@ -35,7 +35,7 @@ class SocketError(Exception):
 
 @frozen
 class Limits:
-    """How much of anything a packet or connection may hold, in both directions: what may come in can be sent back.
+    """How much of anything a packet or connection may hold. What may come in can also be sent back.
 
     Attributes:
         packet_bytes: text (in characters) and attachments of one packet together. Each message is bounded by the
@@ -101,9 +101,11 @@ def encode(packet: Packet, limits: Limits = DEFAULT_LIMITS) -> list[Message]:
     """The messages that carry `packet`: its text, then its attachments. The same bytes object travels once.
 
     Raises:
-        ValueError: the data cannot travel: over a limit, or with a value JSON does not have (NaN and infinities too,
-            which orjson would turn into null).
+        ValueError: the namespace is not one, or the data cannot travel: too many attachments, nested too deep, or with
+            a value JSON does not have (NaN and infinities too, which orjson would turn into null).
     """
+    if not packet.namespace.startswith("/") or "," in packet.namespace:
+        raise ValueError(f"not a namespace: {packet.namespace}")
     head = str(packet.type.value)
     body = b""
     detacher = _Detacher(limits)
@@ -258,11 +260,11 @@ _HEAD: Final = re.compile(r"([0-6])(?:([0-9]{1,9})-)?(?:(/[^,]*)(?:,|\Z))?([0-9]
 def _read_json(text: str, limits: Limits) -> Any:
     """Parse, with the number of values bounded before, and the depth (orjson itself stops at 1024) afterwards.
 
-    Counting a few characters costs little beside parsing, and an event with few brackets needs no walk to know that it
-    is not deep: a fragment's megabytes of base64 are never looked at in Python.
+    An event with few brackets needs no walk to know that it is not deep: a fragment's megabytes of base64 are searched
+    for brackets and commas by C's memchr, and never looked at in Python.
     """
-    brackets = text.count("[") + text.count("{")
-    if brackets + text.count(",") > limits.values:
+    brackets = _count("[{", text, limits.values)
+    if brackets + _count(",", text, limits.values - brackets) > limits.values:
         raise SocketError(f"more than {limits.values} values")
     try:
         data = orjson.loads(text)
@@ -273,6 +275,20 @@ def _read_json(text: str, limits: Limits) -> Any:
             if depth > limits.nesting:
                 raise SocketError(f"nested more than {limits.nesting} deep")
     return data
+
+
+def _count(characters: str, text: str, at_most: int) -> int:
+    """How often any of `characters` is in `text`; counting stops beyond `at_most`.
+
+    `str.find` runs at ten times the speed of `str.count`, so this is the faster way where hits are rare.
+    """
+    hits = 0
+    for character in characters:
+        at = text.find(character)
+        while at >= 0 and hits <= at_most:
+            hits += 1
+            at = text.find(character, at + 1)
+    return hits
 
 
 def _containers(data: Any) -> Iterator[tuple[int, Any]]:

@@ -123,6 +123,7 @@ Event: TypeAlias = ConnectRequested | Connected | ConnectRefused | EventReceived
 
 class _Membership(Enum):
     CONNECTING = "connecting"
+    REJOINING = "rejoining"  # client: connecting, while what the server sent before it saw us leave may still arrive
     JOINED = "joined"
     LEFT = "left"
 
@@ -220,8 +221,8 @@ class _Socket:
         known = self._namespaces.get(namespace)
         return None if known is None else known.membership
 
-    def _begin(self, namespace: str) -> None:
-        self._namespaces.setdefault(namespace, _Namespace()).membership = _Membership.CONNECTING
+    def _begin(self, namespace: str, membership: _Membership) -> None:
+        self._namespaces.setdefault(namespace, _Namespace()).membership = membership
 
     def _join(self, namespace: str) -> None:
         self._namespaces[namespace].membership = _Membership.JOINED
@@ -244,7 +245,7 @@ class _Socket:
     def _receive_joined(self, packet: Packet) -> list[Event]:
         """Events, acknowledgements and the peer's leaving, which mean the same to both ends."""
         known = self._namespaces[packet.namespace]
-        if known.membership is _Membership.LEFT:
+        if known.membership is not _Membership.JOINED:
             return []
         match packet.type:
             case PacketType.EVENT:
@@ -277,7 +278,7 @@ class ServerSocket(_Socket):
             return self._receive_joined(packet)
         if self._membership(packet.namespace) not in (None, _Membership.LEFT):
             raise SocketError("second CONNECT to a namespace")
-        self._begin(packet.namespace)
+        self._begin(packet.namespace, _Membership.CONNECTING)
         return [ConnectRequested(packet.namespace, packet.data or {})]
 
     def accept(self, namespace: str, sid: str) -> list[Message]:
@@ -315,10 +316,11 @@ class ClientSocket(_Socket):
         Raises:
             ValueError: it is joined or asked for already, or `auth` cannot travel.
         """
-        if self._membership(namespace) not in (None, _Membership.LEFT):
+        before = self._membership(namespace)
+        if before not in (None, _Membership.LEFT):
             raise ValueError(f"{namespace} is joined or asked for already")
         messages = self._encode(PacketType.CONNECT, namespace, None if auth is None else dict(auth))
-        self._begin(namespace)
+        self._begin(namespace, _Membership.CONNECTING if before is None else _Membership.REJOINING)
         return messages
 
     def receive(self, message: Message) -> list[Event]:
@@ -333,7 +335,7 @@ class ClientSocket(_Socket):
         namespace, data = packet.namespace, packet.data
         if packet.type not in (PacketType.CONNECT, PacketType.CONNECT_ERROR):
             return self._receive_joined(packet)
-        if self._membership(namespace) is not _Membership.CONNECTING:
+        if self._membership(namespace) not in (_Membership.CONNECTING, _Membership.REJOINING):
             raise SocketError(f"{packet.type.name} that answers nothing")
         if packet.type is PacketType.CONNECT:
             sid = (data or {}).get("sid")
