@@ -17,10 +17,13 @@ import pybase64
 from attrs import Factory, frozen
 
 from .errors import ErrorCode, PayloadError, Stage
-from .structuring import Between, OneOf, Text, converter, first_error
+from .structuring import Between, Json, OneOf, Text, converter, first_error
 
 MAX_ID_CHARACTERS: Final = 256
 """Ids travel into logs and replies: longer ones are refused rather than carried along."""
+
+MAX_METADATA_BYTES: Final = 64 * 1024
+"""A fragment's metadata goes back with its result, which may be kept for a while."""
 
 Id = Annotated[str, Text(1, MAX_ID_CHARACTERS)]
 Language = Annotated[str, Text(2, 35)]  # 35: the longest tag BCP 47 asks implementations to hold (RFC 5646, 4.4.1)
@@ -146,7 +149,7 @@ class FragmentData:
     sequence_number: Count
     timestamp: Count
     audio: Audio
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any], Json(MAX_METADATA_BYTES)] | None = None
 
 
 @frozen
@@ -324,7 +327,7 @@ def parse(cls: type[_E], arguments: tuple[Any, ...]) -> _E:
     """Read the arguments of a Socket.IO event as `cls`.
 
     Raises:
-        PayloadError: the first field that is wrong, by name, with the ids that could be read.
+        PayloadError: the first field that is wrong, by name.
     """
     code = ErrorCode.INVALID_FRAGMENT if cls.event.startswith("fragment:") else ErrorCode.INVALID_CONFIG
     body = arguments[0] if arguments else None
@@ -334,13 +337,7 @@ def parse(cls: type[_E], arguments: tuple[Any, ...]) -> _E:
         return converter.structure(body, cls)
     except Exception as error:  # noqa: BLE001 - cattrs groups whatever a hook raised; first_error re-raises defects
         field, reason = first_error(error)
-        raise PayloadError(
-            code,
-            field,
-            reason,
-            stream_id=_readable_id(body, "stream_id"),
-            fragment_id=_readable_id(body, "fragment_id"),
-        ) from None
+        raise PayloadError(code, field, reason) from None
 
 
 def payload(event: WorkerEvent | ServerEvent) -> dict[str, Any]:
@@ -351,6 +348,8 @@ def payload(event: WorkerEvent | ServerEvent) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def _readable_id(body: dict[str, Any], key: str) -> str | None:
-    value = body.get(key)
+def readable_id(arguments: tuple[Any, ...], key: str) -> str | None:
+    """``stream_id`` or ``fragment_id`` of a payload that may be wrong in any other way, to refuse it by name."""
+    body = arguments[0] if arguments else None
+    value = body.get(key) if isinstance(body, dict) else None
     return value[:MAX_ID_CHARACTERS] if isinstance(value, str) else None

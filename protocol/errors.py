@@ -71,21 +71,12 @@ class PayloadError(Exception):
 
     Attributes:
         code: what the worker is told.
-        field: dotted path of the field that is wrong, e.g. ``config.sample_rate_hz``.
-        stream_id, fragment_id: as far as they could be read from the payload.
+        field: dotted path of the field that is wrong, e.g. ``config.sample_rate_hz``; empty where it is none.
+        reason: what is wrong with it.
     """
 
-    def __init__(
-        self,
-        code: ErrorCode,
-        field: str,
-        reason: str,
-        *,
-        stream_id: str | None = None,
-        fragment_id: str | None = None,
-    ) -> None:
+    def __init__(self, code: ErrorCode, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}" if field else reason)
         self.code = code
         self.field = field
-        self.stream_id = stream_id
-        self.fragment_id = fragment_id
+        self.reason = reason

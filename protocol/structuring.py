@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import orjson
 from attrs import frozen
 from cattrs import AttributeValidationNote, ClassValidationError, Converter, IterableValidationError
 from cattrs.gen import make_dict_structure_fn
@@ -54,6 +55,21 @@ class OneOf:
             raise ValueError(f"must be one of {', '.join(self.allowed)}, got {_shown(value)}")
 
 
+@frozen
+class Json:
+    """Plain JSON, without binary, of at most so many bytes: it is kept and sent back."""
+
+    max_bytes: int
+
+    def check(self, value: object) -> None:
+        try:
+            size = len(orjson.dumps(value))
+        except (TypeError, ValueError):
+            raise ValueError("must be plain JSON without binary") from None
+        if size > self.max_bytes:
+            raise ValueError(f"must have at most {self.max_bytes} bytes as JSON, got {size}")
+
+
 def first_error(error: BaseException) -> tuple[str, str]:
     """The dotted path and the reason of the first thing wrong in what cattrs raised.
 
@@ -66,7 +82,7 @@ def first_error(error: BaseException) -> tuple[str, str]:
         inner, reason = first_error(cause)
         return (f"{here}.{inner}" if here and inner else here or inner), reason
     if isinstance(error, PayloadError):
-        return error.field, str(error).removeprefix(f"{error.field}: ")
+        return error.field, error.reason
     if isinstance(error, KeyError):
         return "", "required field is missing"
     if isinstance(error, TypeError | ValueError):

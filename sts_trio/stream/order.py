@@ -57,11 +57,11 @@ class ResultOrder(Generic[T]):
             self.next_number = number
         if number < self.next_number:
             if self._retryable.get(number) != fragment_id:
-                raise _invalid(fragment_id, f"{number} has passed, the next one is {self.next_number}")
+                raise _invalid(f"{number} has passed, the next one is {self.next_number}")
             del self._retryable[number]
             return True
         if number in self._open:
-            raise _invalid(fragment_id, f"{number} is used by fragment {self._open[number]}")
+            raise _invalid(f"{number} is used by fragment {self._open[number]}")
         self._retryable.pop(number, None)
         self._open[number] = fragment_id
         return False
@@ -113,5 +113,5 @@ class ResultOrder(Generic[T]):
         return missing
 
 
-def _invalid(fragment_id: str, reason: str) -> PayloadError:
-    return PayloadError(ErrorCode.INVALID_SEQUENCE, "sequence_number", reason, fragment_id=fragment_id)
+def _invalid(reason: str) -> PayloadError:
+    return PayloadError(ErrorCode.INVALID_SEQUENCE, "sequence_number", reason)

@@ -131,7 +131,7 @@ class StreamSession:
         self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
         self._report = Reporter(self.stream_id, engines.models, metrics)
 
-    # ---------------------------------------------------------------------------------------- what the worker says
+    # ---------------------------------------------------------------- what the worker says
 
     @property
     def in_flight(self) -> int:
@@ -161,17 +161,18 @@ class StreamSession:
         )
 
     def receive(self, data: FragmentData) -> ServerEvent:
-        """Take a fragment, or refuse it by name; either way the answer was sent when this returns."""
+        """Take a fragment; its acknowledgement was sent when this returns.
+
+        Raises:
+            PayloadError: it is refused. Whoever tells the worker also calls `pass_over`.
+        """
         known = self._accepted.get(data.fragment_id)
         if known is not None:
             return self._tell(self._acknowledgement(known))
         kept = self._results.get(data.fragment_id)
         if kept is not None and not (kept.error and kept.error.retryable):
             return self._tell(kept)
-        try:
-            fragment = self._admit(data)
-        except PayloadError as refusal:
-            return self._refuse(data, refusal)
+        fragment = self._admit(data)
         answer = self._tell(self._acknowledgement(fragment))
         self._something_to_feed.set()
         self._watch_gap()
@@ -179,7 +180,7 @@ class StreamSession:
         return answer
 
     def pass_over(self, fragment_id: str, number: int) -> None:
-        """A fragment was refused: its number holds nobody up, and it may be sent again."""
+        """A fragment was refused: its number holds nobody up any more, and it may be sent again."""
         self._order.allow_retry(fragment_id, number)
         self._emit_ready()
 
@@ -207,7 +208,7 @@ class StreamSession:
         """Drop everything at once."""
         self._scope.cancel()
 
-    # ------------------------------------------------------------------------------------------------- its connection
+    # ---------------------------------------------------------------- its connection
 
     def detach(self) -> None:
         """The connection is gone. The stream goes on for `RESUME_GRACE_S`, keeping its results."""
@@ -236,7 +237,7 @@ class StreamSession:
             self._send(event)
         return event
 
-    # ----------------------------------------------------------------------------------------------------- admission
+    # ---------------------------------------------------------------- admission
 
     def _admit(self, data: FragmentData) -> Fragment:
         if self.state is SessionState.PAUSED:
@@ -254,23 +255,6 @@ class StreamSession:
         heapq.heappush(self._waiting, (fragment.number, self._arrivals, fragment))
         self._metrics.fragments_in_flight.inc()
         return fragment
-
-    def _refuse(self, data: FragmentData, refusal: PayloadError) -> ErrorEvent:
-        if refusal.code is not ErrorCode.INVALID_SEQUENCE:
-            self.pass_over(data.fragment_id, data.sequence_number)
-        error = ErrorEvent(
-            error_id=self._identity.new_id(),
-            code=refusal.code,
-            message=str(refusal),
-            severity=Severity.WARNING if refusal.code.retryable else Severity.ERROR,
-            retryable=refusal.code.retryable,
-            stream_id=self.stream_id,
-            fragment_id=data.fragment_id,
-        )
-        self._metrics.fragments_refused_total.labels(refusal.code).inc()
-        log.info("fragment_refused", fragment_id=data.fragment_id, code=refusal.code, error_id=error.error_id)
-        self._tell(error)
-        return error
 
     def _acknowledgement(self, fragment: Fragment) -> FragmentAck:
         ahead = sum(1 for entry in self._waiting if entry[2] is not fragment and entry[:2] < (fragment.number, 0))
@@ -305,10 +289,14 @@ class StreamSession:
             )
         )
 
-    # ------------------------------------------------------------------------------------------------------- its task
+    # ---------------------------------------------------------------- its task
 
-    async def run(self) -> None:
-        """Live until `end` has completed everything, `cancel`, or the grace after a lost connection has passed."""
+    async def run(self) -> bool:
+        """Live until `end` has completed everything, `cancel`, or the grace after a lost connection has passed.
+
+        Returns:
+            Whether everything was completed and the worker told so.
+        """
         try:
             with self._scope, bound_contextvars(stream_id=self.stream_id):
                 log.info("stream_started", session_id=self.session_id, worker_id=self.worker_id)
@@ -320,7 +308,9 @@ class StreamSession:
                     nursery.start_soon(self._emit, done_in)
                 await self._attached.wait()  # the worker may be on its way back for the last results
                 self._tell(self._completion())
-            log.info("stream_ended", stream_id=self.stream_id, cancelled=self._scope.cancelled_caught)
+            completed = not self._scope.cancelled_caught
+            log.info("stream_ended", stream_id=self.stream_id, completed=completed)
+            return completed
         finally:
             self.state = SessionState.ENDED
             self._metrics.fragments_in_flight.dec(len(self._accepted))
@@ -401,7 +391,7 @@ class StreamSession:
         self._watch_gap()
         self._update_flow()
 
-    # -------------------------------------------------------------------------------------------------------- results
+    # ---------------------------------------------------------------- results
 
     def _deliver(self, fragment: Fragment) -> None:
         del self._accepted[fragment.id]

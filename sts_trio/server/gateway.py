@@ -1,0 +1,288 @@
+"""Between connections and streams: Socket.IO events in, stream sessions out, and back.
+
+A connection may open several streams, and a stream outlives its connection: the gateway holds which stream is reached
+over which connection, and owns the sessions' tasks. Every event is answered at once; what takes time is a session's.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+import trio
+from attrs import define
+
+from protocol.dubbing import (
+    WORKER_EVENTS,
+    ErrorEvent,
+    FragmentData,
+    ResultAck,
+    ServerEvent,
+    Severity,
+    StreamEnd,
+    StreamInit,
+    StreamPause,
+    StreamResume,
+    WorkerEvent,
+    parse,
+    payload,
+    readable_id,
+)
+from protocol.errors import ErrorCode, PayloadError
+
+from ..config import Settings
+from ..engines.suite import EngineSuite
+from ..observe.metrics import Metrics
+from ..stream.session import Identity, Send, StreamSession
+from .connection import Peer, Refusal
+
+log = structlog.get_logger(__name__)
+
+CLOSE_AFTER_COMPLETE_S: Final = 5.0
+"""A worker has this long to read its last events before the server closes (contract, ``stream:complete``)."""
+
+
+@define(eq=False)
+class _Link:
+    """A stream and the connection it is reached over; none while its worker is away."""
+
+    session: StreamSession
+    peer: Peer | None
+
+
+class Gateway:
+    """The application behind the Socket.IO connections of one server.
+
+    Args:
+        sessions: nursery of the streams' tasks.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        engines: EngineSuite,
+        metrics: Metrics,
+        identity: Identity,
+        sessions: trio.Nursery,
+    ) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._metrics = metrics
+        self._identity = identity
+        self._sessions = sessions
+        self._links: dict[str, _Link] = {}
+        self._draining = False
+        self._stream_gone = trio.Event()
+        self._handlers: dict[type[WorkerEvent], Callable[[Peer, Any], ServerEvent | None]] = {
+            StreamInit: self._init,
+            FragmentData: self._fragment,
+            ResultAck: self._acknowledge,
+            StreamPause: lambda peer, event: self._find(peer, event.stream_id).pause(),
+            StreamResume: lambda peer, event: self._find(peer, event.stream_id).resume(),
+            StreamEnd: lambda peer, event: self._find(peer, event.stream_id).end(),
+        }
+
+    @property
+    def active_streams(self) -> int:
+        return len(self._links)
+
+    # ---------------------------------------------------------------- what connections report
+
+    def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
+        """Check the token, where one is configured."""
+        key = self._settings.api_key
+        token = auth.get("token")
+        if key is None or (isinstance(token, str) and hmac.compare_digest(token.encode(), key.encode())):
+            return None
+        log.warning("auth_failed", address=peer.address)
+        return Refusal("token missing or wrong", {"code": ErrorCode.AUTH_FAILED})
+
+    async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
+        """Act on a worker's event; whatever is wrong with it is answered by name and disturbs nothing else.
+
+        Returns:
+            The answer's payload, for a worker that asked for an acknowledgement callback.
+        """
+        cls = WORKER_EVENTS.get(event)
+        if cls is None:
+            log.info("unknown_event", name=event[:64], address=peer.address)
+            return None
+        answer: ServerEvent | None
+        try:
+            answer = self._handlers[cls](peer, parse(cls, args))
+        except PayloadError as refusal:
+            answer = self._refuse(peer, cls, args, refusal)
+        return None if answer is None else payload(answer)
+
+    def disconnected(self, peer: Peer, reason: object) -> None:
+        """Its streams go on without it for `RESUME_GRACE_S`."""
+        for link in self._links_of(peer):
+            link.peer = None
+            link.session.detach()
+
+    async def drain(self) -> None:
+        """Take nothing new; return when every stream has completed what was in flight."""
+        self._draining = True
+        for link in list(self._links.values()):
+            if link.peer is None:
+                link.session.cancel()  # its worker cannot come back: the door is closed
+            else:
+                link.session.end()
+        while self._links:
+            self._stream_gone = trio.Event()
+            await self._stream_gone.wait()
+
+    # ---------------------------------------------------------------- events, one each
+
+    def _init(self, peer: Peer, init: StreamInit) -> ServerEvent:
+        if self._draining:
+            raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, "the server is shutting down")
+        old = self._links.get(init.stream_id)
+        if init.resume is not None:
+            return self._resume(peer, init, old)
+        if old is not None and old.session.worker_id != init.worker_id:
+            raise _refusal(ErrorCode.STREAM_EXISTS, "another worker holds this stream_id")
+        self._check_engines(init)
+        if old is None and len(self._links) >= self._settings.max_concurrent_streams:
+            raise _refusal(
+                ErrorCode.TOO_MANY_STREAMS,
+                f"all {self._settings.max_concurrent_streams} streams of this server are taken",
+            )
+        if old is not None:
+            log.info("stream_replaced", stream_id=init.stream_id, session_id=old.session.session_id)
+            old.session.cancel()
+        session = StreamSession(
+            init,
+            settings=self._settings,
+            engines=self._engines,
+            metrics=self._metrics,
+            identity=self._identity,
+            send=_sender(peer),
+        )
+        link = self._links[init.stream_id] = _Link(session, peer)
+        self._sessions.start_soon(self._live, link)
+        return session.open()
+
+    def _resume(self, peer: Peer, init: StreamInit, link: _Link | None) -> ServerEvent:
+        assert init.resume is not None
+        if (
+            link is None
+            or link.session.session_id != init.resume.session_id
+            or link.session.worker_id != init.worker_id
+        ):
+            raise _refusal(ErrorCode.STREAM_NOT_FOUND, "no such session to resume: start afresh")
+        link.peer = peer  # a connection that is half dead loses the stream to its successor
+        return link.session.attach(_sender(peer), init.resume.next_sequence_number)
+
+    def _check_engines(self, init: StreamInit) -> None:
+        models, config = self._engines.models, init.config
+        source, target = config.source_language, config.target_language
+        for supported, reason in (
+            (models.asr.supports(source), f"{models.asr.name} does not transcribe {source}"),
+            (models.translation.supports(source, target), f"{models.translation.name} has no pair {source}-{target}"),
+            (models.tts.supports(target), f"{models.tts.name} does not speak {target}"),
+        ):
+            if not supported:
+                raise _refusal(ErrorCode.UNSUPPORTED_LANGUAGE, reason)
+        if not models.tts.has_voice(config.voice_profile, target):
+            raise _refusal(
+                ErrorCode.INVALID_VOICE_PROFILE,
+                f"config.voice_profile: {models.tts.name} has no voice {config.voice_profile!r} for {target}",
+            )
+
+    def _fragment(self, peer: Peer, data: FragmentData) -> ServerEvent:
+        session = self._find(peer, data.stream_id)
+        size, limit = len(data.audio.data), self._settings.max_fragment_bytes
+        if size > limit:
+            raise PayloadError(ErrorCode.FRAGMENT_TOO_LARGE, "audio", f"{size} bytes, at most {limit} are taken")
+        return session.receive(data)
+
+    def _acknowledge(self, peer: Peer, ack: ResultAck) -> None:
+        for link in self._links_of(peer):  # the event names no stream
+            link.session.acknowledge(ack.fragment_id)
+
+    # ---------------------------------------------------------------- refusals
+
+    def _refuse(self, peer: Peer, cls: type[WorkerEvent], args: tuple[Any, ...], refusal: PayloadError) -> ErrorEvent:
+        stream_id, fragment_id = readable_id(args, "stream_id"), readable_id(args, "fragment_id")
+        error = ErrorEvent(
+            error_id=self._identity.new_id(),
+            code=refusal.code,
+            message=str(refusal),
+            severity=Severity.WARNING if refusal.code.retryable else Severity.ERROR,
+            retryable=refusal.code.retryable,
+            stream_id=stream_id,
+            fragment_id=fragment_id,
+        )
+        log.info(
+            "event_refused",
+            name=cls.event,
+            code=error.code,
+            reason=error.message,
+            error_id=error.error_id,
+            stream_id=stream_id,
+            fragment_id=fragment_id,
+        )
+        _sender(peer)(error)
+        if cls is FragmentData:
+            self._metrics.fragments_refused_total.labels(refusal.code).inc()
+            if refusal.code is not ErrorCode.INVALID_SEQUENCE:
+                self._pass_over(peer, stream_id, fragment_id, args)
+        return error
+
+    def _pass_over(self, peer: Peer, stream_id: str | None, fragment_id: str | None, args: tuple[Any, ...]) -> None:
+        """Existing workers count on after a refusal: the number of what was refused must not hold others up."""
+        link = self._links.get(stream_id or "")
+        number = args[0].get("sequence_number") if args and isinstance(args[0], dict) else None
+        if link is not None and link.peer is peer and fragment_id and type(number) is int and number >= 0:
+            link.session.pass_over(fragment_id, number)
+
+    def _find(self, peer: Peer, stream_id: str) -> StreamSession:
+        link = self._links.get(stream_id)
+        if link is None or link.peer is not peer:
+            raise PayloadError(ErrorCode.STREAM_NOT_FOUND, "stream_id", "this connection has not opened such a stream")
+        return link.session
+
+    def _links_of(self, peer: Peer) -> list[_Link]:
+        return [link for link in self._links.values() if link.peer is peer]
+
+    # ---------------------------------------------------------------- sessions
+
+    async def _live(self, link: _Link) -> None:
+        """One stream's task: its end, however it comes, leaves nothing behind."""
+        session = link.session
+        completed = False
+        self._metrics.streams_active.inc()
+        try:
+            completed = await session.run()
+        except Exception:
+            # A defect in one stream never harms another. Its worker is told, and can start afresh.
+            error_id = self._identity.new_id()
+            log.exception("stream_crashed", stream_id=session.stream_id, error_id=error_id)
+            if link.peer is not None:
+                code = ErrorCode.INTERNAL_ERROR
+                message = f"the stream was lost to an internal error {error_id}"
+                _sender(link.peer)(
+                    ErrorEvent(error_id, code, message, Severity.FATAL, code.retryable, session.stream_id)
+                )
+        finally:
+            self._metrics.streams_active.dec()
+            if self._links.get(session.stream_id) is link:
+                del self._links[session.stream_id]
+            self._stream_gone.set()
+        peer = link.peer
+        if completed and peer is not None:
+            await trio.sleep(CLOSE_AFTER_COMPLETE_S)
+            if not self._links_of(peer):  # it may have opened another stream
+                peer.close()
+
+
+def _sender(peer: Peer) -> Send:
+    return lambda event: peer.emit(event.event, payload(event))
+
+
+def _refusal(code: ErrorCode, reason: str) -> PayloadError:
+    return PayloadError(code, "", reason)
