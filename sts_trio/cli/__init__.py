@@ -1,0 +1,1 @@
+"""The command line: `sts-trio serve`, `sts-trio dub`."""

@@ -14,7 +14,7 @@ Requests and results are plain values without references to streams, so a pool c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -24,6 +24,8 @@ from attrs import field, frozen
 
 from protocol.errors import ErrorCode
 
+from ..offload import Offload as Offload
+
 Samples: TypeAlias = npt.NDArray[np.float32]
 """Audio as float32 in -1..1: shape ``(frames,)`` where mono is promised, else ``(frames, channels)``."""
 
@@ -32,13 +34,6 @@ ASR_SAMPLE_RATE_HZ = 16_000
 
 Req = TypeVar("Req", contravariant=True)
 Res = TypeVar("Res", covariant=True)
-T = TypeVar("T")
-
-
-class Offload(Protocol):
-    """Runs a blocking function away from the event loop. Threads in production, inline under virtual time."""
-
-    def __call__(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]: ...
 
 
 class EngineUnavailable(Exception):

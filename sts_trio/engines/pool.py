@@ -11,7 +11,7 @@ time as the engine can batch. The rules of giving up:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import structlog
@@ -21,27 +21,14 @@ from attrs import define, field
 from protocol.errors import ErrorCode
 
 from ..observe.metrics import Metrics
-from .base import Engine, EngineFailure, Instance, Offload
+from ..offload import Offload
+from .base import Engine, EngineFailure, Instance
 from .fairness import FairQueue
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-
-def thread_offload(threads: int) -> Offload:
-    """Run blocking functions in at most `threads` threads at once; what runs is never abandoned.
-
-    The function may call `trio.from_thread.check_cancelled` to stop early. Nothing else may start a thread.
-    """
-    limiter = trio.CapacityLimiter(threads)
-
-    async def offload(function: Callable[..., T], /, *args: object) -> T:
-        return await trio.to_thread.run_sync(function, *args, limiter=limiter)
-
-    return offload
 
 
 @define(eq=False)

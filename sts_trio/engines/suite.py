@@ -9,12 +9,12 @@ from attrs import frozen
 
 from ..config import Settings
 from ..observe.metrics import Metrics
+from ..offload import Offload
 from . import codec
 from .base import (
     AsrEngine,
     AsrRequest,
     Engine,
-    Offload,
     Samples,
     Speech,
     SpeechRequest,
@@ -44,6 +44,11 @@ class Models:
             EngineUnavailable: a model cannot run here; the message names what is missing and the remedy.
         """
         return cls(build_asr(settings), build_translation(settings), build_tts(settings))
+
+
+def threads_needed(settings: Settings) -> int:
+    """Threads for every blocking call there can be at once: each slot of each pool, and one for sampling."""
+    return 3 * settings.codec_slots + settings.asr_slots + settings.translation_slots + settings.tts_slots + 1
 
 
 @frozen(eq=False)
@@ -76,11 +81,6 @@ class EngineSuite:
             stretch=pool("stretch", codec.stretcher(), settings.codec_slots),
             encode=pool("encode", codec.encoder(), settings.codec_slots),
         )
-
-    @property
-    def slots(self) -> int:
-        """Slots of all pools: as many calls as there can be at once."""
-        return sum(pool.slots for pool in self._pools())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load and warm every instance, report, and serve until cancelled.

@@ -74,7 +74,7 @@ class Gateway:
         self._identity = identity
         self._sessions = sessions
         self._links: dict[str, _Link] = {}
-        self._draining = False
+        self._closed_because: str | None = "the server is starting"
         self._stream_gone = trio.Event()
         self._handlers: dict[type[WorkerEvent], Callable[[Peer, Any], ServerEvent | None]] = {
             StreamInit: self._init,
@@ -89,10 +89,16 @@ class Gateway:
     def active_streams(self) -> int:
         return len(self._links)
 
+    def open(self) -> None:
+        """Let workers in."""
+        self._closed_because = None
+
     # ---------------------------------------------------------------- what connections report
 
     def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
-        """Check the token, where one is configured."""
+        """Let a worker in where the server is ready, and its token right where one is configured."""
+        if self._closed_because is not None:
+            return Refusal(self._closed_because, {"code": ErrorCode.TEMPORARY_UNAVAILABLE})
         key = self._settings.api_key
         token = auth.get("token")
         if key is None or (isinstance(token, str) and hmac.compare_digest(token.encode(), key.encode())):
@@ -125,7 +131,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """Take nothing new; return when every stream has completed what was in flight."""
-        self._draining = True
+        self._closed_because = "the server is shutting down"
         for link in list(self._links.values()):
             if link.peer is None:
                 link.session.cancel()  # its worker cannot come back: the door is closed
@@ -138,8 +144,8 @@ class Gateway:
     # ---------------------------------------------------------------- events, one each
 
     def _init(self, peer: Peer, init: StreamInit) -> ServerEvent:
-        if self._draining:
-            raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, "the server is shutting down")
+        if self._closed_because is not None:
+            raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, self._closed_because)
         old = self._links.get(init.stream_id)
         if init.resume is not None:
             return self._resume(peer, init, old)

@@ -1,0 +1,1 @@
+"""Parts for deterministic tests: scripted engines and an offload without threads, for virtual time."""

@@ -1,0 +1,49 @@
+"""`sts-trio serve`: run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import trio
+
+from ..config import ConfigError, Settings
+from ..engines.base import EngineUnavailable
+
+
+@click.command()
+@click.option(
+    "--profile",
+    type=click.Choice(["embedded"]),
+    help="embedded: engines that need no key, no download and no GPU, where the environment names no others.",
+)
+def serve(profile: str | None) -> None:
+    """Dub the streams of media-service workers.
+
+    Configured by environment variables; the README lists them. SIGTERM finishes what is in flight and exits 0.
+    """
+    from ..observe import logs
+    from ..server import app
+
+    try:
+        settings = Settings.load(profile=profile)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    logs.configure(settings.log_level, settings.log_format)
+    in_order, trouble = False, ""
+    try:
+        in_order = trio.run(app.serve, settings)
+    except* EngineUnavailable as unavailable:
+        trouble = _first(unavailable)
+    except* OSError as unusable:
+        trouble = f"cannot listen: {_first(unusable)}"
+    if trouble:  # raised here, since what an except* clause raises comes out in a group
+        raise click.ClickException(trouble)
+    sys.exit(0 if in_order else 1)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

@@ -1,0 +1,34 @@
+"""Blocking calls off the event loop: the one way to make them.
+
+Only engine pools and samplers offload, through an `Offload` they are handed: threads in production, inline where a
+test runs on virtual time (a clock that jumps does not wait for threads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class Offload(Protocol):
+    """Runs a blocking function away from the event loop."""
+
+    def __call__(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]: ...
+
+
+def thread_offload(threads: int) -> Offload:
+    """Run blocking functions in at most `threads` threads at once; what runs is never abandoned.
+
+    The function may call `trio.from_thread.check_cancelled` to stop early. An abandoned model call that still runs
+    when the interpreter ends aborts the process, so a cancelled caller waits for its function to return.
+    """
+    limiter = trio.CapacityLimiter(threads)
+
+    async def offload(function: Callable[..., T], /, *args: object) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=limiter)
+
+    return offload

@@ -1,0 +1,182 @@
+"""The root of the server: who runs, and who stops first.
+
+    root nursery
+    |- signal watcher, GPU sampler
+    `- engine pools
+       `- doors, with one task per connection
+          `- sessions, one task per stream
+
+What is inside ends first. A stop (SIGTERM) lets the streams finish what is in flight within `DRAIN_TIMEOUT_S`, then
+closes the connections, then the pools; a second one, or Ctrl-C, cuts that short. A model is the last to go, so that
+nobody ever waits for one that is gone.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import uuid
+from collections.abc import Sequence
+
+import structlog
+import trio
+from attrs import define, field
+
+from .. import __version__
+from ..config import Settings
+from ..engines.suite import EngineSuite, Models, threads_needed
+from ..observe.gpu import sample_gpu
+from ..observe.metrics import Metrics
+from ..offload import Offload, thread_offload
+from ..stream.session import Identity
+from .connection import ConnectionSettings
+from .door import Door
+from .gateway import Gateway
+from .http import Health, Status, create_app, operations, socketio
+
+log = structlog.get_logger(__name__)
+
+GPU_SAMPLE_INTERVAL_S = 2.0
+
+Listeners = Sequence[trio.abc.Listener[trio.SocketStream]]
+
+
+def real_identity() -> Identity:
+    """Random ids and the wall clock."""
+    return Identity(new_id=lambda: str(uuid.uuid4()), wall_ms=lambda: time.time_ns() // 1_000_000)
+
+
+@define(eq=False)
+class Server:
+    """One server. `run` it once.
+
+    Attributes:
+        models: the engines; see `Models.build`.
+        status: what /health says.
+        port: where workers connect, once listening.
+        stop: set it to make `run` drain and return.
+    """
+
+    settings: Settings
+    models: Models
+    metrics: Metrics = field(factory=Metrics)
+    identity: Identity = field(factory=real_identity)
+    offload: Offload | None = None
+    port: int = field(default=0, init=False)
+    stop: trio.Event = field(factory=trio.Event, init=False)
+    status: Status = field(default=Status.STARTING, init=False)
+    _started_at: float = field(default=0.0, init=False)
+    _gateway: Gateway | None = field(default=None, init=False)
+
+    async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen, load the models, report the port when healthy, serve until `stop` and drain.
+
+        Raises:
+            EngineUnavailable: a model cannot be loaded.
+            OSError: the port is taken.
+        """
+        settings = self.settings
+        self._started_at = trio.current_time()
+        offload = self.offload or thread_offload(threads_needed(settings))
+        engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
+        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+        self.port = listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as pools:
+            pools.start_soon(sample_gpu, self.metrics, offload, GPU_SAMPLE_INTERVAL_S)
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as sessions:
+                    self._gateway = gateway = Gateway(
+                        settings=settings,
+                        engines=engines,
+                        metrics=self.metrics,
+                        identity=self.identity,
+                        sessions=sessions,
+                    )
+                    door = await self._open_doors(connections, listeners, gateway)
+                    log.info("listening", host=settings.host, port=self.port)
+                    await pools.start(engines.run)
+                    gateway.open()
+                    self.status = Status.HEALTHY
+                    log.info("healthy", engines=self._engine_names(), port=self.port)
+                    task_status.started(self.port)
+                    await self.stop.wait()
+                    await self._drain(gateway, door)
+                    sessions.cancel_scope.cancel()
+                await door.disconnect_workers()
+                connections.cancel_scope.cancel()
+            pools.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _open_doors(self, connections: trio.Nursery, listeners: Listeners, gateway: Gateway) -> Door:
+        settings = self.settings
+        pages = operations(self._health, self.metrics)
+        other_port = settings.separate_metrics_port
+        app = create_app([*socketio(), *([] if other_port is not None else pages)])
+        door = Door(
+            app,
+            gateway,
+            metrics=self.metrics,
+            settings=ConnectionSettings(
+                max_message_bytes=settings.max_message_bytes, send_queue_bytes=settings.send_queue_bytes
+            ),
+        )
+        await connections.start(door.serve, listeners)
+        if other_port is not None:
+            side_door = Door(create_app(pages), None, metrics=self.metrics)
+            await connections.start(side_door.serve, await trio.open_tcp_listeners(other_port, host=settings.host))
+        return door
+
+    async def _drain(self, gateway: Gateway, door: Door) -> None:
+        log.info("draining", streams=gateway.active_streams, within_s=self.settings.drain_timeout_s)
+        self.status = Status.DRAINING
+        door.drain()
+        with trio.move_on_after(self.settings.drain_timeout_s) as scope:
+            await gateway.drain()
+        if scope.cancelled_caught:
+            log.warning("drain_timed_out", streams=gateway.active_streams)
+
+    def _health(self) -> Health:
+        return Health(
+            status=self.status,
+            version=__version__,
+            engines=self._engine_names(),
+            active_streams=self._gateway.active_streams if self._gateway else 0,
+            uptime_s=round(trio.current_time() - self._started_at, 1),
+        )
+
+    def _engine_names(self) -> dict[str, str]:
+        return {
+            "asr": self.models.asr.name,
+            "translation": self.models.translation.name,
+            "tts": self.models.tts.name,
+        }
+
+
+async def serve(settings: Settings) -> bool:
+    """Run a server until SIGTERM or SIGINT, then drain it. A second signal, or one while it starts, ends it at once.
+
+    Returns:
+        Whether it stopped in order.
+
+    Raises:
+        EngineUnavailable: a model cannot run here.
+        OSError: the port is taken.
+    """
+    server = Server(settings, Models.build(settings))
+    in_order = False
+    async with trio.open_nursery() as root:
+        await root.start(_watch_signals, server, root.cancel_scope)
+        await server.run()
+        in_order = True
+        root.cancel_scope.cancel()
+    return in_order
+
+
+async def _watch_signals(server: Server, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("signal", name=signal.Signals(number).name)
+            if server.stop.is_set() or server.status is Status.STARTING:
+                scope.cancel()
+            server.stop.set()

@@ -1,0 +1,191 @@
+"""The pool's promises: fair turns, deadlines, cancellation that frees the slot when the call has really ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from protocol.errors import ErrorCode
+from sts_trio.engines.base import EngineFailure
+from sts_trio.engines.pool import Pool
+from sts_trio.observe.metrics import Metrics
+from sts_trio.offload import thread_offload
+from sts_trio.testing.engines import HANG, ScriptedEngine, Step, inline_offload
+
+Echo = ScriptedEngine[str, str]
+
+
+@asynccontextmanager
+async def running(engine: Echo, slots: int = 1, max_waiting: int = 100) -> AsyncIterator[Pool[str, str]]:
+    pool = Pool("test", engine, slots=slots, max_waiting=max_waiting, offload=inline_offload, metrics=Metrics())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        yield pool
+        nursery.cancel_scope.cancel()
+    assert engine.open_instances == 0
+
+
+def takes(seconds: float, max_batch: int = 1) -> Echo:
+    return ScriptedEngine("echo", lambda request: Step(request.upper(), seconds), max_batch)
+
+
+async def test_an_answer_comes_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(takes(1)) as pool:
+        assert await pool.submit("a", stream="s") == "A"
+        assert trio.current_time() == 1
+
+
+async def test_as_many_calls_at_once_as_slots_and_never_more(autojump_clock: trio.testing.MockClock) -> None:
+    engine = takes(1)
+    async with running(engine, slots=2) as pool, trio.open_nursery() as callers:
+        for _ in range(6):
+            callers.start_soon(lambda: pool.submit("a", stream="s"))
+    assert engine.most_running == 2
+    assert trio.current_time() == 3
+
+
+async def test_a_backlog_of_one_stream_does_not_starve_another(autojump_clock: trio.testing.MockClock) -> None:
+    engine = takes(1)
+    async with running(engine) as pool, trio.open_nursery() as callers:
+        for number in range(10):
+            callers.start_soon(lambda n=number: pool.submit(f"greedy{n}", stream="greedy"))  # type: ignore[misc]
+        await trio.sleep(0.5)
+        with trio.fail_after(2):
+            await pool.submit("modest", stream="modest")
+
+
+async def test_the_earliest_deadline_of_a_stream_goes_first(autojump_clock: trio.testing.MockClock) -> None:
+    engine = takes(1)
+    async with running(engine) as pool, trio.open_nursery() as callers:
+
+        async def ask(request: str, within: float) -> None:
+            with trio.move_on_after(within):
+                await pool.submit(request, stream="s")
+
+        for request, within in (("first", 10), ("patient", 30), ("urgent", 5)):
+            callers.start_soon(ask, request, within)
+            await trio.testing.wait_all_tasks_blocked()
+    assert engine.requests == ["first", "urgent", "patient"]
+
+
+async def test_requests_that_wait_go_as_one_batch(autojump_clock: trio.testing.MockClock) -> None:
+    engine = takes(1, max_batch=4)
+    async with running(engine) as pool, trio.open_nursery() as callers:
+        for stream in "abcdef":
+            callers.start_soon(lambda s=stream: pool.submit(s, stream=s))  # type: ignore[misc]
+            await trio.testing.wait_all_tasks_blocked()
+    assert engine.batches == [1, 4, 1]
+
+
+async def test_a_failure_in_a_batch_is_one_requests_own(autojump_clock: trio.testing.MockClock) -> None:
+    def script(request: str) -> Step[str]:
+        return Step(EngineFailure(ErrorCode.INVALID_TEXT, "no") if request == "bad" else request, 1)
+
+    engine: Echo = ScriptedEngine("echo", script, 4)
+    outcomes: dict[str, str] = {}
+
+    async with running(engine) as pool, trio.open_nursery() as callers:
+
+        async def ask(request: str) -> None:
+            try:
+                outcomes[request] = await pool.submit(request, stream=request)
+            except EngineFailure as failure:
+                outcomes[request] = failure.code
+
+        for request in ("first", "good", "bad", "fine"):
+            callers.start_soon(ask, request)
+            await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == {"first": "first", "good": "good", "bad": "INVALID_TEXT", "fine": "fine"}
+
+
+async def test_a_defect_of_an_engine_costs_its_request_and_not_the_slot(autojump_clock: trio.testing.MockClock) -> None:
+    engine: Echo = ScriptedEngine("echo", lambda request: Step(ZeroDivisionError() if request == "bad" else request))
+    async with running(engine) as pool:
+        with pytest.raises(EngineFailure) as failure:
+            await pool.submit("bad", stream="s")
+        assert failure.value.code is ErrorCode.INTERNAL_ERROR
+        assert await pool.submit("good", stream="s") == "good"
+
+
+async def test_what_nobody_waits_for_is_never_started(autojump_clock: trio.testing.MockClock) -> None:
+    engine = takes(2)
+    async with running(engine) as pool, trio.open_nursery() as callers:
+        callers.start_soon(lambda: pool.submit("runs", stream="s"))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(1):
+            await pool.submit("gives up", stream="s")
+    assert engine.requests == ["runs"]
+
+
+async def test_a_call_nobody_waits_for_is_cancelled_and_its_slot_is_free_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    engine: Echo = ScriptedEngine("echo", lambda request: Step(request, HANG if request == "hang" else 0))
+    async with running(engine) as pool:
+        with trio.move_on_after(3):
+            await pool.submit("hang", stream="s")
+        assert await pool.submit("next", stream="s") == "next"
+        assert trio.current_time() == 3
+    assert engine.cancelled == 1
+
+
+async def test_a_batch_goes_on_while_anybody_waits_for_any_of_it(autojump_clock: trio.testing.MockClock) -> None:
+    engine = takes(5, max_batch=2)
+    answers: list[str] = []
+    async with running(engine) as pool, trio.open_nursery() as callers:
+        callers.start_soon(lambda: pool.submit("head", stream="h"))
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def leaves_early() -> None:
+            with trio.move_on_after(6):
+                await pool.submit("leaves", stream="a")
+
+        async def stays() -> None:
+            answers.append(await pool.submit("stays", stream="b"))
+
+        callers.start_soon(leaves_early)
+        callers.start_soon(stays)
+    assert engine.batches == [1, 2]
+    assert answers == ["STAYS"]
+    assert engine.cancelled == 0
+
+
+async def test_too_many_waiting_requests_are_refused(autojump_clock: trio.testing.MockClock) -> None:
+    async with running(takes(1), max_waiting=1) as pool, trio.open_nursery() as callers:
+        for _ in range(2):  # one runs, one waits
+            callers.start_soon(lambda: pool.submit("a", stream="s"))
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(EngineFailure) as failure:
+            await pool.submit("b", stream="t")
+        assert failure.value.code is ErrorCode.TEMPORARY_UNAVAILABLE
+
+
+async def test_ready_means_that_every_instance_is_warm(autojump_clock: trio.testing.MockClock) -> None:
+    engine: Echo = ScriptedEngine("echo", lambda request: Step(request), load_s=7)
+    async with running(engine, slots=3):
+        assert engine.open_instances == 3
+        assert trio.current_time() == 7
+
+
+async def test_a_blocking_call_in_a_thread_stops_at_its_next_check() -> None:
+    started = trio.Event()
+    offload = thread_offload(1)
+    ended: list[str] = []
+
+    def work() -> None:
+        trio.from_thread.run_sync(started.set)
+        try:
+            while True:
+                trio.from_thread.check_cancelled()
+        finally:
+            ended.append("cancelled")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(offload, work)
+        await started.wait()
+        nursery.cancel_scope.cancel()
+    assert ended == ["cancelled"]
