@@ -45,7 +45,7 @@ class Limits:
             50 MB of ``{},`` would be 2 GB; a dubbing event has a few dozen.
         nesting: depth of arrays and objects, the packet's own array included. Whoever walks the data recursively,
             cattrs for one, must not run out of stack.
-        namespace_characters: a namespace is kept, logged and sent back.
+        namespace_characters: a namespace is kept, logged and sent back (and therefore printable, too).
         ack_id_digits: 20 hold any 64-bit counter.
         unanswered_acks: per namespace; the oldest is forgotten, since a peer need never answer.
 
@@ -104,8 +104,8 @@ def encode(packet: Packet, limits: Limits = DEFAULT_LIMITS) -> list[Message]:
         ValueError: the namespace is not one, or the data cannot travel: too many attachments, nested too deep, or with
             a value JSON does not have (NaN and infinities too, which orjson would turn into null).
     """
-    if not packet.namespace.startswith("/") or "," in packet.namespace:
-        raise ValueError(f"not a namespace: {packet.namespace}")
+    if not packet.namespace.startswith("/") or "," in packet.namespace or not packet.namespace.isprintable():
+        raise ValueError(f"not a namespace: {packet.namespace!r}")
     head = str(packet.type.value)
     body = b""
     detacher = _Detacher(limits)
@@ -208,8 +208,8 @@ class Decoder:
         expected = int(count or 0)
         if expected > limits.attachments:
             raise SocketError(f"more than {limits.attachments} attachments")
-        if namespace is not None and len(namespace) > limits.namespace_characters:
-            raise SocketError(f"namespace of more than {limits.namespace_characters} characters")
+        if namespace is not None and (len(namespace) > limits.namespace_characters or not namespace.isprintable()):
+            raise SocketError(f"namespace unprintable or of more than {limits.namespace_characters} characters")
         if len(ack_id) > limits.ack_id_digits:
             raise SocketError(f"acknowledgement id of more than {limits.ack_id_digits} digits")
         json = text[head.end() :]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import socketio.packet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -359,9 +360,11 @@ def test_text_and_attachments_of_a_packet_are_limited_together() -> None:
 def test_a_namespace_is_limited() -> None:
     assert decode("0/" + "n" * 255).namespace == "/" + "n" * 255
     assert "namespace" in refusal("0/" + "n" * 256)
+    assert "namespace" in refusal("0/a\nb")
+    assert "namespace" in refusal("0/\ud800")
 
 
-@pytest.mark.parametrize("namespace", ["", "admin", "/a,b", ","])
+@pytest.mark.parametrize("namespace", ["", "admin", "/a,b", ",", "/a\nb", "/\ud800"])
 def test_a_namespace_that_could_not_be_read_is_not_sent(namespace: str) -> None:
     with pytest.raises(ValueError, match="namespace"):
         encode(Packet(CONNECT, namespace))
@@ -392,8 +395,8 @@ values = st.recursive(
     max_leaves=9,
 )
 names = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda name: name not in RESERVED_EVENTS)
-namespaces = st.just("/") | st.text(st.characters(exclude_categories=["Cs"], exclude_characters=","), max_size=20).map(
-    lambda text: "/" + text
+namespaces = st.just("/") | st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters=",")).map(
+    "/{}".format
 )
 ids = st.none() | st.from_regex(r"[0-9]{1,20}", fullmatch=True)
 events = st.builds(lambda name, args: [name, *args], names, st.lists(values, max_size=1))
@@ -413,3 +416,20 @@ def test_every_event_and_ack_survives_the_wire(packet: Packet) -> None:
 def test_what_was_received_can_be_sent_back(packet: Packet) -> None:
     messages = encode(packet)
     assert encode(decode(*messages)) == messages
+
+
+@given(packets)
+def test_python_socketio_reads_what_is_written_here_and_the_other_way_round(packet: Packet) -> None:
+    text, *attachments = encode(packet)
+    theirs = socketio.packet.Packet(encoded_packet=text)
+    for attachment in attachments:
+        theirs.add_attachment(attachment)
+    assert theirs.data == packet.data
+    assert (theirs.namespace or "/") == packet.namespace.partition("?")[0]
+    assert theirs.id == (None if packet.id is None else int(packet.id))
+
+    theirs = socketio.packet.Packet(packet.type, packet.data, packet.namespace, theirs.id)
+    written = theirs.encode()
+    read = decode(*written) if isinstance(written, list) else decode(written)
+    assert read.data == packet.data
+    assert read.namespace == packet.namespace

@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from protocol.packets import Message, SocketError
 from protocol.socketio import (
@@ -256,7 +264,13 @@ class RudePeer(RuleBasedStateMachine):
 
 
 few = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestTwoEnds = TwoEnds.TestCase
-TestTwoEnds.settings = few
-TestRudePeer = RudePeer.TestCase
-TestRudePeer.settings = few
+
+
+@pytest.mark.slow
+def test_two_ends_never_break_the_protocol_for_each_other() -> None:
+    run_state_machine_as_test(TwoEnds, settings=few)
+
+
+@pytest.mark.slow
+def test_a_rude_peer_gets_events_or_a_closed_connection() -> None:
+    run_state_machine_as_test(RudePeer, settings=few)
