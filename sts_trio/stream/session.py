@@ -257,23 +257,27 @@ class StreamSession:
         return fragment
 
     def _acknowledgement(self, fragment: Fragment) -> FragmentAck:
-        ahead = sum(1 for entry in self._waiting if entry[2] is not fragment and entry[:2] < (fragment.number, 0))
-        starts_now = fragment.started_at is not None or ahead < self._tokens.available_tokens
-        average_ms = self.statistics.recent_average_ms or round(self.timeout_s * 1000)
-        rounds = 1 if starts_now else 2 + ahead // self.max_inflight
+        lower = sum(1 for number, _, other in self._waiting if number < fragment.number and other is not fragment)
+        started = fragment.started_at is not None
+        position = 0 if started else max(0, lower + 1 - int(self._tokens.available_tokens))
+        rounds = 1 + math.ceil(position / self.max_inflight)
         return FragmentAck(
             fragment_id=fragment.id,
-            status="processing" if starts_now else "queued",
+            status="queued" if position else "processing",
             timestamp=self._identity.wall_ms(),
-            queue_position=0 if starts_now else ahead + 1,
-            estimated_completion_ms=average_ms * rounds,
+            queue_position=position,
+            estimated_completion_ms=self._typical_ms * rounds,
         )
+
+    @property
+    def _typical_ms(self) -> int:
+        """What a fragment takes at present; its whole deadline where none is finished yet."""
+        return self.statistics.recent_average_ms or round(self.timeout_s * 1000)
 
     def _update_flow(self) -> None:
         level = self._flow.update(self.in_flight)
         if level is None:
             return
-        average_ms = self.statistics.recent_average_ms or round(self.timeout_s * 1000)
         excess = max(0, self.in_flight - self.max_inflight)
         self._metrics.backpressure_events_total.labels(level.severity).inc()
         self._tell(
@@ -284,7 +288,7 @@ class StreamSession:
                 current_inflight=self.in_flight,
                 max_inflight=self.max_inflight,
                 queue_depth=len(self._waiting),
-                recommended_delay_ms=0 if level is Level.NORMAL else average_ms * excess // self.max_inflight,
+                recommended_delay_ms=0 if level is Level.NORMAL else self._typical_ms * excess // self.max_inflight,
                 threshold_exceeded=level.threshold_exceeded,
             )
         )
