@@ -25,6 +25,9 @@ MAX_ID_CHARACTERS: Final = 256
 MAX_METADATA_BYTES: Final = 64 * 1024
 """A fragment's metadata goes back with its result, which may be kept for a while."""
 
+MAX_HINTS_BYTES: Final = 64 * 1024
+"""Domain hints are kept as long as their stream and go to the translator with each fragment."""
+
 Id = Annotated[str, Text(1, MAX_ID_CHARACTERS)]
 Language = Annotated[str, Text(2, 35)]  # 35: the longest tag BCP 47 asks implementations to hold (RFC 5646, 4.4.1)
 Format = Annotated[str, OneOf("pcm_s16le", "wav", "m4a")]
@@ -94,7 +97,7 @@ def _write_audio(audio: Audio) -> dict[str, Any]:
     }
     if audio.binary:
         return body | {"data": audio.data}
-    return body | {"data_base64": pybase64.b64encode(audio.data).decode("ascii")}
+    return body | {"data_base64": pybase64.b64encode_as_string(audio.data)}
 
 
 converter.register_structure_hook(Audio, _read_audio)
@@ -115,7 +118,7 @@ class StreamConfig:
     sample_rate_hz: SampleRate
     channels: Channels
     format: Format
-    domain_hints: tuple[str, ...] | None = None
+    domain_hints: Annotated[tuple[str, ...], Json(MAX_HINTS_BYTES)] | None = None
 
 
 @frozen
@@ -344,8 +347,8 @@ def payload(event: WorkerEvent | ServerEvent) -> dict[str, Any]:
     """The object to send for `event`: optional fields that are None are left out, except where null has a meaning."""
     body: dict[str, Any] = converter.unstructure(event)
     if isinstance(event, Backpressure):
-        return body  # threshold_exceeded: null is part of the contract
-    return {key: value for key, value in body.items() if value is not None}
+        body.setdefault("threshold_exceeded", None)  # null is part of the contract
+    return body
 
 
 def readable_id(arguments: tuple[Any, ...], key: str) -> str | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import orjson
 from attrs import frozen
-from cattrs import AttributeValidationNote, ClassValidationError, Converter, IterableValidationError
-from cattrs.gen import make_dict_structure_fn
+from cattrs import AttributeValidationNote, ClassValidationError, Converter
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
 from .errors import PayloadError
 
@@ -40,7 +41,7 @@ class Text:
     def check(self, value: str) -> None:
         if not self.low <= len(value) <= self.high:
             raise ValueError(f"must have {self.low} to {self.high} characters, got {len(value)}")
-        if any(ord(character) < 32 for character in value):
+        if any(character < " " or "\x7f" <= character < "\xa0" for character in value):
             raise ValueError("must not contain control characters")
 
 
@@ -76,9 +77,10 @@ def first_error(error: BaseException) -> tuple[str, str]:
     Raises:
         BaseException: `error` itself, where it is not about the payload (a defect of ours is not a worker's fault).
     """
-    if isinstance(error, ClassValidationError | IterableValidationError):
+    if isinstance(error, ClassValidationError):
         cause = error.exceptions[0]
-        here = next((_name(note) for note in getattr(cause, "__notes__", ())), "")
+        notes = getattr(cause, "__notes__", ())
+        here = next((note.name for note in notes if isinstance(note, AttributeValidationNote)), "")
         inner, reason = first_error(cause)
         return (f"{here}.{inner}" if here and inner else here or inner), reason
     if isinstance(error, PayloadError):
@@ -88,13 +90,6 @@ def first_error(error: BaseException) -> tuple[str, str]:
     if isinstance(error, TypeError | ValueError):
         return "", str(error)
     raise error
-
-
-def _name(note: object) -> str:
-    if isinstance(note, AttributeValidationNote):
-        return str(note.name)
-    index = getattr(note, "index", None)
-    return "" if index is None else str(index)
 
 
 def _shown(value: object) -> str:
@@ -129,13 +124,16 @@ def _make_converter() -> Converter:
     made = Converter(detailed_validation=True, unstruct_collection_overrides={tuple: list})
     made.register_structure_hook(int, _read_int)
     made.register_structure_hook(str, _exactly("a string", str))
+    made.register_structure_hook(StrEnum, _read_choice)
     made.register_structure_hook(bool, _exactly("a boolean", bool))
     made.register_structure_hook(bytes, _exactly("binary", bytes))
     made.register_structure_hook_func(_is(dict[str, Any]), _exactly("an object", dict))
+    made.register_structure_hook_func(_is(dict[str, bool]), _read_flags)
     made.register_structure_hook_func(_is_limited, _read_limited)
     made.register_structure_hook_func(_is_optional, _read_optional)
     made.register_structure_hook_func(_is(tuple[str, ...]), _read_strings)
     made.register_structure_hook_factory(_is_attrs_class, _object_reader)
+    made.register_unstructure_hook_factory(_is_attrs_class, _object_writer)
     return made
 
 
@@ -172,6 +170,21 @@ def _read_strings(value: Any, _: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_flags(value: Any, _: Any) -> dict[str, bool]:
+    if not isinstance(value, dict) or not all(isinstance(item, bool) for item in value.values()):
+        raise TypeError("must be an object of booleans")
+    return value
+
+
+def _read_choice(value: Any, cls: type[StrEnum]) -> StrEnum:
+    if not isinstance(value, str):
+        raise _expected("a string", value)
+    try:
+        return cls(value)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(cls)}, got {_shown(value)}") from None
+
+
 def _is_attrs_class(cls: Any) -> bool:
     return hasattr(cls, "__attrs_attrs__")
 
@@ -185,6 +198,11 @@ def _object_reader(cls: type, made: Converter) -> Callable[[Any, Any], Any]:
         return read_fields(value, cls)
 
     return read
+
+
+def _object_writer(cls: type, made: Converter) -> Callable[[Any], dict[str, Any]]:
+    write_fields: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(cls, made)
+    return lambda value: {key: item for key, item in write_fields(value).items() if item is not None}
 
 
 converter = _make_converter()
