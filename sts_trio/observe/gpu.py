@@ -36,24 +36,24 @@ async def sample_gpu(
     try:
         import pynvml  # optional, and only where a server runs
     except ImportError:
-        log.info("gpu.unsampled", reason="nvidia-ml-py is not installed (extra: gpu)")
+        log.info("gpu_unsampled", reason="nvidia-ml-py is not installed (extra: gpu)")
         return
     try:
         await offload(pynvml.nvmlInit)
     except pynvml.NVMLError as error:
-        log.info("gpu.unsampled", reason=str(error))
+        log.info("gpu_unsampled", reason=str(error))
         return
     try:
         devices = await offload(_visible_devices, pynvml, environment.get("CUDA_VISIBLE_DEVICES"))
         if not devices:
-            log.info("gpu.unsampled", reason="no GPU is visible")
+            log.info("gpu_unsampled", reason="no GPU is visible")
             return
-        log.info("gpu.sampling", devices=len(devices), interval_s=interval_s)
+        log.info("gpu_sampling", devices=len(devices), interval_s=interval_s)
         while True:
             metrics.set_gpu_utilization(await offload(_busiest, pynvml, devices))
             await trio.sleep(interval_s)
     except pynvml.NVMLError as error:
-        log.warning("gpu.unsampled", reason=str(error))
+        log.warning("gpu_unsampled", reason=str(error))
     finally:
         metrics.forget_gpu_utilization()
         pynvml.nvmlShutdown()

@@ -48,14 +48,14 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 def test_a_line_is_one_json_object_with_utc_time_level_logger_and_event(lines: Lines) -> None:
-    structlog.get_logger("sts_trio.x").info("stream.opened", worker="w")
+    structlog.get_logger("sts_trio.x").info("stream_opened", worker="w")
     [line] = lines()
     assert list(line)[:3] == ["timestamp", "level", "event"]
     assert line["timestamp"].endswith("Z")
     assert line | {"timestamp": ""} == {
         "timestamp": "",
         "level": "info",
-        "event": "stream.opened",
+        "event": "stream_opened",
         "logger": "sts_trio.x",
         "worker": "w",
     }

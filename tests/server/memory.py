@@ -1,0 +1,203 @@
+"""A network in memory, so that door, hypercorn and WebSockets run on virtual time.
+
+Each connection is a pair of trio's in-memory streams; the server's end also has the few things that are asked of a
+socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeAlias, cast
+
+import h11
+import orjson
+import trio
+import trio.testing
+from attrs import frozen
+from starlette.applications import Starlette
+from trio_websocket import WebSocketConnection, wrap_client_stream
+
+from sts_trio.observe.metrics import Metrics
+from sts_trio.server import http
+from sts_trio.server.connection import Application, ConnectionSettings
+from sts_trio.server.door import Door
+
+Pair: TypeAlias = Callable[[], tuple[Any, Any]]
+
+CLIENT_ADDRESS = "192.0.2.7:50000"
+
+
+class FakeSocket:
+    """The addresses of one connection."""
+
+    family = socket.AF_INET
+
+    def __init__(self, *, connected: bool = True) -> None:
+        self._connected = connected
+
+    def getpeername(self) -> tuple[str, int]:
+        if not self._connected:
+            raise OSError(errno.ENOTCONN, "not connected")
+        return ("192.0.2.7", 50_000)
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("192.0.2.1", 8_000)
+
+
+class ServerEnd(trio.abc.HalfCloseableStream):
+    """The server's end of a connection in memory. `closed` tells when it was closed."""
+
+    def __init__(self, stream: Any, fake_socket: FakeSocket) -> None:
+        self._stream = stream
+        self.socket = fake_socket
+        self.closed = trio.Event()
+
+    async def send_all(self, data: Any) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = await self._stream.receive_some(max_bytes)
+        return data
+
+    async def aclose(self) -> None:
+        self.closed.set()
+        await self._stream.aclose()
+
+
+class Network(trio.abc.Listener[trio.SocketStream]):
+    """A listener that tests connect to.
+
+    Attributes:
+        accepted: the server's ends, in order.
+        failures: what the next accepts raise.
+    """
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[ServerEnd](100)
+        self.accepted: list[ServerEnd] = []
+        self.failures: list[OSError] = []
+
+    async def accept(self) -> trio.SocketStream:
+        if self.failures:
+            await trio.lowlevel.checkpoint()
+            raise self.failures.pop(0)
+        return cast(trio.SocketStream, await self._receive.receive())
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def connect(self, pair: Pair = trio.testing.memory_stream_pair, *, socket_connected: bool = True) -> Any:
+        """The client's end of a new connection: memory streams hold any amount, lockstep ones nothing at all."""
+        client, server = pair()
+        end = ServerEnd(server, FakeSocket(connected=socket_connected))
+        self.accepted.append(end)
+        self._send.send_nowait(end)
+        return client
+
+
+@frozen
+class Answer:
+    """An HTTP response, and whether the server closed the connection after it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+@frozen
+class Server:
+    """A door on a network in memory."""
+
+    network: Network
+    door: Door
+    metrics: Metrics
+    nursery: trio.Nursery
+
+    async def request(self, *pieces: bytes, pause_s: float = 0.0) -> Answer:
+        """Send `pieces` of a request on a new connection and read all until the server closes it."""
+        stream = self.network.connect()
+        for piece in pieces:
+            with suppress(trio.BrokenResourceError):  # it may have been answered and closed already
+                await stream.send_all(piece)
+            await trio.sleep(pause_s)
+        return await read_answer(stream)
+
+    async def get(self, target: str) -> Answer:
+        return await self.request(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    async def websocket(
+        self,
+        resource: str = "/socket.io/?EIO=4&transport=websocket",
+        pair: Pair = trio.testing.memory_stream_pair,
+    ) -> WebSocketConnection:
+        stream = self.network.connect(pair)
+        return await wrap_client_stream(self.nursery, stream, "x", resource)
+
+
+async def read_answer(stream: Any) -> Answer:
+    parser = h11.Connection(h11.CLIENT)
+    parser.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    parser.send(h11.EndOfMessage())
+    status, headers, body = 0, {}, b""
+    while True:
+        match event := parser.next_event():
+            case h11.Response():
+                status = event.status_code
+                headers = {name.decode(): value.decode() for name, value in event.headers}
+            case h11.Data():
+                body += event.data
+            case h11.EndOfMessage():
+                await _expect_end(stream)
+                return Answer(status, headers, body)
+            case h11.NEED_DATA:
+                parser.receive_data(await stream.receive_some())
+            case _:
+                raise AssertionError(f"no answer: {event}")
+
+
+async def _expect_end(stream: Any) -> None:
+    with trio.fail_after(60):
+        assert await stream.receive_some() == b""
+
+
+HEALTHY = http.Health(http.Status.HEALTHY, "1.0", {"asr": "scripted"}, 2, 12.5)
+
+
+def ordinary_app(metrics: Metrics, health: Callable[[], http.Health] = lambda: HEALTHY) -> Starlette:
+    return http.create_app([*http.operations(health, metrics), *http.socketio()])
+
+
+@asynccontextmanager
+async def serving(
+    application: Application | None = None,
+    *,
+    app: Starlette | None = None,
+    settings: ConnectionSettings | None = None,
+    max_connections: int = 512,
+) -> AsyncIterator[Server]:
+    """A running door; leaving the context cancels it."""
+    metrics, network = Metrics(), Network()
+    door = Door(
+        app or ordinary_app(metrics),
+        application,
+        metrics=metrics,
+        settings=settings,
+        max_connections=max_connections,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(door.serve, [network])
+        yield Server(network, door, metrics, nursery)
+        nursery.cancel_scope.cancel()
