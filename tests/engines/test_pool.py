@@ -54,7 +54,7 @@ async def test_a_backlog_of_one_stream_does_not_starve_another(autojump_clock: t
         for number in range(10):
             callers.start_soon(lambda n=number: pool.submit(f"greedy{n}", stream="greedy"))  # type: ignore[misc]
         await trio.sleep(0.5)
-        with trio.fail_after(2.5):  # what runs, one turn of the other stream, its own
+        with trio.fail_after(2.6):  # what runs, one turn of the other stream, its own
             await pool.submit("modest", stream="modest")
 
 

@@ -1,0 +1,82 @@
+"""The environment as one validated `Settings`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from attrs import fields
+
+from sts_trio.config import ConfigError, Settings, variable
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_defaults_are_the_documents() -> None:
+    settings = Settings.load({})
+    assert (settings.host, settings.port) == ("0.0.0.0", 8_000)
+    assert (settings.max_inflight, settings.fragment_timeout_ms, settings.max_concurrent_streams) == (3, 8_000, 5)
+    assert settings.fallback_mode == "silence"
+    assert settings.asr_model == "faster-whisper-base"
+    assert settings.translation_provider == "deepl"
+    assert settings.tts_model == "coqui-xtts-v2"
+    assert settings.log_level == "INFO"
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.load(
+        {"STS_PORT": "9000", "FALLBACK_MODE": "original", "DRAIN_TIMEOUT_S": "2.5", "LOG_LEVEL": ""}
+    )
+    assert (settings.port, settings.fallback_mode, settings.drain_timeout_s) == (9_000, "original", 2.5)
+    assert settings.log_level == "INFO"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("STS_PORT", "eighty"),
+        ("STS_PORT", "65536"),
+        ("MAX_INFLIGHT", "0"),
+        ("FRAGMENT_TIMEOUT_MS", "999"),
+        ("FALLBACK_MODE", "beep"),
+        ("LOG_LEVEL", "LOUD"),
+        ("DRAIN_TIMEOUT_S", "nan"),
+        ("ASR_MODEL", " "),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(name)) as error:
+        Settings.load({name: text})
+    assert repr(text) in str(error.value)
+
+
+def test_a_secret_is_never_shown() -> None:
+    settings = Settings.load({"STS_API_KEY": "hunter2", "DEEPL_API_KEY": "hunter3"})
+    assert "hunter" not in repr(settings)
+    with pytest.raises(ConfigError) as error:
+        Settings.load({"STS_API_KEY": " "})
+    assert "a secret" in str(error.value)
+
+
+def test_the_embedded_profile_gives_way_to_the_environment() -> None:
+    settings = Settings.load({"TTS_MODEL": "other"}, profile="embedded")
+    assert (settings.asr_model, settings.translation_provider, settings.tts_model) == (
+        "pocketsphinx",
+        "apertium",
+        "other",
+    )
+
+
+def test_a_metrics_port_of_its_own() -> None:
+    assert Settings.load({"METRICS_PORT": "8000"}).separate_metrics_port is None
+    assert Settings.load({"METRICS_PORT": "9090"}).separate_metrics_port == 9_090
+
+
+def test_the_readme_lists_every_variable_with_its_default() -> None:
+    table = README.read_text()
+    for attribute in fields(Settings):
+        row = next((line for line in table.splitlines() if line.startswith(f"| `{variable(attribute)}`")), None)
+        assert row is not None, f"{variable(attribute)} is not in the README's table"
+        default = attribute.default
+        assert f"`{default}`" in row or (default is None and "| none |" in row), row
