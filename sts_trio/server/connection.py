@@ -164,13 +164,14 @@ class Connection:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_time)
-            if self._engine.closed not in (CloseReason.TRANSPORT_CLOSE, CloseReason.PING_TIMEOUT):
-                await self._websocket.close(_GOING_AWAY if self._closing is CloseReason.SHUTTING_DOWN else _NORMAL)
         finally:
             self._engine.close(CloseReason.TRANSPORT_CLOSE)
             self._queue.clear()
-            log.info("connection_closed", address=self.address, reason=self._engine.closed, detail=self._detail)
-            self._leave(self._engine.closed or CloseReason.TRANSPORT_CLOSE)
+            reason = self._engine.closed or CloseReason.TRANSPORT_CLOSE
+            log.info("connection_closed", address=self.address, reason=reason, detail=self._detail)
+            self._leave(reason)
+        if reason not in (CloseReason.TRANSPORT_CLOSE, CloseReason.PING_TIMEOUT):
+            await self._websocket.close(_GOING_AWAY if reason is CloseReason.SHUTTING_DOWN else _NORMAL)
 
     @property
     def closed(self) -> bool:
@@ -198,8 +199,8 @@ class Connection:
         while True:
             try:
                 frame = await self._websocket.receive()
-            except WebSocketClosed:
-                self._end(CloseReason.TRANSPORT_CLOSE)
+            except WebSocketClosed as closed:
+                self._end(CloseReason.TRANSPORT_CLOSE, str(closed))
                 return
             for event in self._engine.receive(frame, trio.current_time()):
                 match event:
@@ -280,8 +281,8 @@ class Connection:
                 frame = self._queue.popleft()
                 try:
                     await self._websocket.send(frame)
-                except WebSocketClosed:
-                    self._end(CloseReason.TRANSPORT_CLOSE)
+                except WebSocketClosed as closed:
+                    self._end(CloseReason.TRANSPORT_CLOSE, str(closed))
                     return
                 self._queued_bytes -= sys.getsizeof(frame)
             if self._closing is not None:

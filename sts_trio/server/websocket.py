@@ -95,7 +95,7 @@ class AcceptedStream(trio.abc.HalfCloseableStream):
 
 
 class WebSocketClosed(Exception):
-    """The WebSocket is closed or broken: nothing comes or goes any more."""
+    """The WebSocket is closed or broken: nothing comes or goes any more. The message says why, for the log."""
 
 
 class WebSocket:
@@ -115,7 +115,7 @@ class WebSocket:
         try:
             message: str | bytes = await self._connection.get_message()
         except ConnectionClosed:
-            raise WebSocketClosed from None
+            raise self._closed() from None
         return message
 
     async def send(self, message: str | bytes) -> None:
@@ -127,13 +127,17 @@ class WebSocket:
         size = len(message)
         for start in range(0, size or 1, PIECE):
             if self._connection.closed is not None:
-                raise WebSocketClosed
+                raise self._closed()
             piece, last = message[start : start + PIECE], start + PIECE >= size
             event = TextMessage(piece, True, last) if isinstance(piece, str) else BytesMessage(piece, True, last)
             try:
                 await self._stream.send_all(self._frames.send(event))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                raise WebSocketClosed from None
+                raise self._closed() from None
+
+    def _closed(self) -> WebSocketClosed:
+        why = self._connection.closed
+        return WebSocketClosed("broken" if why is None else f"{why.code} {why.reason or why.name}")
 
     async def close(self, code: int) -> None:
         """Close with a handshake where the peer takes part in one, within `CLOSE_TIMEOUT_S`.
@@ -170,11 +174,13 @@ async def open_websocket(
                 )
                 connection = await request.accept()
             if handshake.cancelled_caught:
-                raise WebSocketClosed
+                raise WebSocketClosed("handshake timed out")
             opened = True
             yield WebSocket(connection, stream)
             nursery.cancel_scope.cancel()
     except* (ConnectionClosed, LocalProtocolError):
         # trio-websocket's reader answers control frames even where our close or the peer's got there first.
         if not opened:
-            raise WebSocketClosed from None
+            raise WebSocketClosed("handshake broken off") from None
+    if not stream.torn:
+        await stream.aclose()  # trio-websocket leaves it open after 1009

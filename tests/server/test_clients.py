@@ -1,0 +1,161 @@
+"""Real sockets: python-socketio's own client, plain HTTP clients, and what only a kernel does to a connection."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from attrs import define, field
+
+from protocol.engineio import CloseReason
+from sts_trio.observe.metrics import Metrics
+from sts_trio.server.connection import ConnectionSettings, Peer, Refusal
+from sts_trio.server.door import Door
+
+from .memory import Answer, ordinary_app, read_answer
+from .test_door import HEALTH, WORKER
+
+pytestmark = pytest.mark.slow
+
+
+@define
+class Echo:
+    """Lets the right token in, sends ``echo`` back, answers callbacks with their argument, obeys ``goodbye``."""
+
+    gone: CloseReason | None = None
+    ended: trio.Event = field(factory=trio.Event)
+
+    def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
+        return None if auth.get("token") == "right" else Refusal("no", {"code": "AUTH_FAILED"})
+
+    async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
+        await trio.lowlevel.checkpoint()
+        match event:
+            case "echo":
+                peer.emit("echo", args[0])
+            case "flood":
+                while not peer.closed:
+                    peer.emit("flood", "a" * 100_000)
+            case "goodbye":
+                peer.close()
+            case "ask":
+                answer: object = args[0]
+                return answer
+        return None
+
+    def disconnected(self, peer: Peer, reason: CloseReason) -> None:
+        self.gone = reason
+        self.ended.set()
+
+
+@asynccontextmanager
+async def listening(application: Echo, settings: ConnectionSettings | None = None) -> AsyncIterator[int]:
+    metrics = Metrics()
+    door = Door(ordinary_app(metrics), application, metrics=metrics, settings=settings)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(door.serve, listeners)
+        with trio.fail_after(60):
+            yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_python_socketio_worker_with_its_default_settings_on_websocket() -> None:
+    application = Echo()
+    async with listening(application) as port:
+        command = [sys.executable, "-m", "tests.server.socketio_worker", f"http://127.0.0.1:{port}"]
+        worker = await trio.run_process(command, capture_stdout=True)
+    seen = json.loads(worker.stdout)
+    assert seen.pop("sid")
+    assert seen == {
+        "refusal": [{"message": "no", "data": {"code": "AUTH_FAILED"}}],
+        "echo": {"text": "ñ", "n": [1, 2.5, None]},
+        "binary": ["00ff", 100_000],
+        "callback": {"n": 1},
+        "binary callback": "0203",
+        "big": True,
+        "burst": True,
+        "comes back": False,
+    }
+    assert application.gone is CloseReason.SERVER_CLOSE
+
+
+async def exchange(port: int, request: bytes) -> Answer:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(request)
+        return await read_answer(stream)
+
+
+async def open_worker(port: int) -> trio.SocketStream:
+    """A worker of a few bytes, which has joined."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    await stream.send_all(WORKER)
+    await stream.receive_some()
+    await say(stream, b'40{"token":"right"}')
+    received = b""
+    while b"40{" not in received:
+        received += await stream.receive_some()
+    return stream
+
+
+async def say(stream: trio.SocketStream, text: bytes) -> None:
+    await stream.send_all(b"\x81" + bytes([0x80 | len(text)]) + b"\0\0\0\0" + text)  # masked with zeros
+
+
+async def test_plain_http_on_the_same_port() -> None:
+    async with listening(Echo()) as port:
+        answer = await exchange(port, HEALTH)
+        assert (answer.status, answer.json["status"]) == (200, "healthy")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1_000_000, 431),
+        (b"POST /socket.io/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"a" * 1_000_000, 400),
+        (WORKER + b"a" * 1_000_000, 400),
+    ],
+)
+async def test_a_refusal_arrives_although_the_client_is_still_sending(request_bytes: bytes, status: int) -> None:
+    """The kernel resets a connection that is closed with unread bytes, and a reset throws answers away."""
+    async with listening(Echo()) as port:
+        assert (await exchange(port, request_bytes)).status == status
+
+
+async def test_a_worker_that_stops_reading_is_disconnected_and_others_are_served() -> None:
+    application = Echo()
+    async with (
+        listening(application, ConnectionSettings(send_queue_bytes=4 * 2**20)) as port,
+        await open_worker(port) as stream,
+    ):
+        await say(stream, b'42["flood"]')
+        await application.ended.wait()
+        assert application.gone is CloseReason.SERVER_CLOSE
+        assert (await exchange(port, HEALTH)).status == 200
+
+
+async def test_a_worker_whose_connection_is_reset_is_gone() -> None:
+    application = Echo()
+    async with listening(application) as port:
+        stream = await open_worker(port)
+        stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await stream.aclose()
+        await application.ended.wait()
+        assert application.gone is CloseReason.TRANSPORT_CLOSE
+
+
+async def test_too_large_a_message_is_answered_1009_while_it_is_still_coming() -> None:
+    async with (
+        listening(Echo(), ConnectionSettings(max_message_bytes=100_000)) as port,
+        await open_worker(port) as stream,
+    ):
+        await stream.send_all(b"\x81\xff" + (4_000_000).to_bytes(8, "big") + b"\0\0\0\0" + b"a" * 4_000_000)
+        received = b""
+        while data := await stream.receive_some():
+            received += data
+        assert received[:4] == b"\x88" + bytes([received[1]]) + (1009).to_bytes(2, "big")
