@@ -109,7 +109,7 @@ def optional(kind: str, good: tuple[Any, ...] = (), bad: tuple[Any, ...] = ()) -
     return Rule(False, kind, good, bad)
 
 
-AN_ID = required("string", ("i", "é" * 256), ("", "i" * 257, "a\nb", "a\x00", "a\x9b31m"))
+AN_ID = required("string", ("i", "é" * 256, "a b"), ("", "i" * 257, "a\nb", "a\x00", "a\x9b31m"))
 A_LANGUAGE = required("string", ("en", "x" * 35), ("e", "", "x" * 36))
 A_FORMAT = required("string", ("pcm_s16le", "wav", "m4a"), ("mp3", "", "M4A", "m4a "))
 A_COUNT = required("integer", (0, 2**53, 7.0), (-1, 2**53 + 1))

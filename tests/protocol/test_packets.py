@@ -293,6 +293,16 @@ def test_nesting_is_bounded_both_ways_at_the_same_depth() -> None:
         encode(Packet(EVENT, data=["x", nested(100)]))
     assert refusal('2["x",' + "[" * 100 + "]" * 100 + "]") == "nested more than 100 deep"
     assert "nested" in refusal('2["x",' + '{"a":' * 100 + "1" + "}" * 100 + "]")
+    deep_and_wide = Packet(EVENT, data=["x", nested(99), *[[]] * 100])
+    assert decode(*encode(deep_and_wide)) == deep_and_wide
+
+
+def test_objects_nest_like_arrays() -> None:
+    limits = Limits(nesting=3)
+    fits = Packet(EVENT, data=["x", {"a": {"b": 1}}])
+    assert decode(*encode(fits, limits), limits=limits) == fits
+    with pytest.raises(ValueError, match="nested"):
+        encode(Packet(EVENT, data=["x", {"a": {"b": {}}}]), limits)
 
 
 def test_a_placeholder_counts_as_the_object_it_is() -> None:
@@ -351,7 +361,8 @@ def test_values_are_counted_before_anything_is_built() -> None:
 
 def test_text_and_attachments_of_a_packet_are_limited_together() -> None:
     limits = Limits(packet_bytes=20)
-    assert refusal('2["' + "x" * 20 + '"]', limits=limits) == "packet over 20 bytes"
+    assert decode('2["' + "x" * 15 + '"]', limits=limits).data == ["x" * 15]
+    assert refusal('2["' + "x" * 16 + '"]', limits=limits) == "packet over 20 bytes"
     text = '52-["x"]'
     assert decode(text, b"123456", b"123456", limits=limits).data == ["x"]
     assert refusal(text, b"123456", b"1234567", limits=limits) == "packet over 20 bytes"
