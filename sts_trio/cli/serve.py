@@ -9,6 +9,7 @@ import trio
 
 from ..config import ConfigError, Settings
 from ..engines.base import EngineUnavailable
+from . import first_error
 
 
 @click.command()
@@ -34,16 +35,9 @@ def serve(profile: str | None) -> None:
     try:
         in_order = trio.run(app.serve, settings)
     except* EngineUnavailable as unavailable:
-        trouble = _first(unavailable)
+        trouble = first_error(unavailable)
     except* OSError as unusable:
-        trouble = f"cannot listen: {_first(unusable)}"
+        trouble = f"cannot listen: {first_error(unusable)}"
     if trouble:  # raised here, since what an except* clause raises comes out in a group
         raise click.ClickException(trouble)
     sys.exit(0 if in_order else 1)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)

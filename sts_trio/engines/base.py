@@ -16,18 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from attrs import field, frozen
 
 from protocol.errors import ErrorCode
 
+from ..audio import Samples as Samples
 from ..offload import Offload as Offload
-
-Samples: TypeAlias = npt.NDArray[np.float32]
-"""Audio as float32 in -1..1: shape ``(frames,)`` where mono is promised, else ``(frames, channels)``."""
 
 ASR_SAMPLE_RATE_HZ = 16_000
 """What every ASR engine is given: 16 kHz mono."""

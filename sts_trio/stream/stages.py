@@ -11,6 +11,7 @@ from attrs import define, field
 from protocol.dubbing import Audio, StreamConfig
 from protocol.errors import ErrorCode
 
+from ..audio import trim_silence_end
 from ..engines.base import AsrRequest, EngineFailure, Samples, SpeechRequest, Transcript, TranslationRequest
 from ..engines.codec import DecodeRequest, EncodeRequest, StretchRequest
 from ..engines.suite import EngineSuite
@@ -104,6 +105,8 @@ class Stages:
         speed = self.fitter.remaining(_length_ms(spoken, rate_hz), slot_ms, natural_ms)
         if speed != 1.0:
             spoken = await self.engines.stretch.submit(StretchRequest(spoken, rate_hz, speed), stream=self.stream_id)
+        if _length_ms(spoken, rate_hz) > slot_ms:
+            spoken = trim_silence_end(spoken, rate_hz)
         duration_ms = _length_ms(spoken, rate_hz)
         verdict = self.fitter.judge(duration_ms, slot_ms)
         if verdict.status == "failed":
