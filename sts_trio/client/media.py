@@ -1,0 +1,292 @@
+"""Media files in and out: any file PyAV reads to samples, and samples back to a file of the wanted kind.
+
+Blocking; nothing here runs while a connection is open. A programme may be hours long, so samples are 16-bit arrays over
+temporary files (`scratch`) that the operating system pages in and out.
+
+Files appear under their names only when they are complete (`replacing`): whoever finds one can use it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import av
+import numpy as np
+import numpy.typing as npt
+from attrs import field, frozen
+
+Pcm: TypeAlias = npt.NDArray[np.int16]
+"""16-bit samples, shape ``(frames, channels)``."""
+
+_VideoPacket: TypeAlias = "av.Packet[av.VideoStream]"
+_Timed: TypeAlias = tuple[float, "av.Packet[Any]"]
+
+RATES_HZ: Final = range(8_000, 96_001)
+"""What the wire carries (contract, `sample_rate_hz`)."""
+
+_OTHER_RATE_HZ: Final = 48_000  # for sources at rates the wire does not carry
+_GAP_S: Final = 0.05  # a hole in the timestamps that is longer is a hole in the programme; containers round to less
+_LONGEST_GAP_S: Final = 10.0  # beyond that the clock was changed, not the programme interrupted
+_ENCODE_FRAMES: Final = 4_096
+
+_SOUND: Final = {
+    ".wav": ("wav", "pcm_s16le"),
+    ".flac": ("flac", "flac"),
+    ".m4a": ("ipod", "aac"),
+    ".mp3": ("mp3", "libmp3lame"),
+    ".aac": ("adts", "aac"),
+    ".ogg": ("ogg", "libopus"),
+    ".opus": ("opus", "libopus"),
+    ".mka": ("matroska", "aac"),
+}
+_PICTURES: Final = {
+    ".mp4": ("mp4", "aac"),
+    ".m4v": ("mp4", "aac"),
+    ".mov": ("mov", "aac"),
+    ".mkv": ("matroska", "aac"),
+    ".ts": ("mpegts", "aac"),
+    ".webm": ("webm", "libopus"),
+}
+_KINDS: Final = _SOUND | _PICTURES
+"""File name ending -> libav's container and the encoder for its sound."""
+
+
+class MediaError(Exception):
+    """A file that cannot be read or written; the message names it."""
+
+
+@frozen
+class Media:
+    """A programme's sound.
+
+    Attributes:
+        samples: one or two channels at `rate_hz`; more are mixed to two.
+        rate_hz: the file's own rate where the wire carries it, else 48 kHz.
+        begins_s: seconds from the file's start to the first sample; not 0 in some files with pictures.
+        has_video: whether there are moving pictures (a cover is none).
+        damaged_packets: left out because they could not be decoded.
+    """
+
+    path: Path
+    samples: Pcm = field(eq=False, repr=False)
+    rate_hz: int
+    begins_s: float = 0.0
+    has_video: bool = False
+    damaged_packets: int = 0
+
+
+def scratch(frames: int, channels: int) -> Pcm:
+    """Silence over a temporary file that is gone with the array."""
+    with tempfile.TemporaryFile(prefix="sts-trio-") as file:
+        return np.memmap(file, np.int16, "w+", shape=(frames, channels))
+
+
+def read_media(path: Path) -> Media:
+    """The sound of a media file: its default audio track, with holes in its timestamps filled by silence.
+
+    Raises:
+        MediaError: there is no such file, it is no media file, or there is no sound in it.
+    """
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            track = container.streams.best("audio")
+            if not isinstance(track, av.AudioStream):
+                raise MediaError(f"{path}: there is no sound in it")
+            has_video = _pictures(container) is not None
+            samples, rate_hz, begins, damaged = _decode(container, track)
+            begins_s = max(0.0, begins - (container.start_time or 0) / av.time_base) if has_video else 0.0
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{path}: {_reason(error)}") from None
+    if not len(samples):
+        raise MediaError(f"{path}: there is no sound in it")
+    return Media(path, samples, rate_hz, begins_s, has_video, damaged)
+
+
+def _reason(error: av.error.FFmpegError) -> str:
+    return "not a media file" if isinstance(error, av.error.InvalidDataError) else error.strerror or str(error)
+
+
+def _pictures(container: av.container.InputContainer) -> av.VideoStream | None:
+    moving = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+    return next(moving, None)
+
+
+def _decode(container: av.container.InputContainer, track: av.AudioStream) -> tuple[Pcm, int, float, int]:
+    """Samples, their rate, the time of the first one in seconds, and the number of packets left out."""
+    layout = "mono" if track.codec_context.channels == 1 else "stereo"
+    rate_hz = track.codec_context.sample_rate
+    rate_hz = rate_hz if rate_hz in RATES_HZ else _OTHER_RATE_HZ
+    convert = setup = begins = None
+    frames = damaged = 0
+    with tempfile.TemporaryFile(prefix="sts-trio-") as file:
+
+        def write(converted: list[av.AudioFrame]) -> int:
+            for part in converted:
+                file.write(part.to_ndarray().tobytes())
+            return sum(part.samples for part in converted)
+
+        for packet in container.demux(track):
+            try:
+                decoded = packet.decode()
+            except av.error.FFmpegError:  # each decoder has its own ways to say that it cannot read this
+                damaged += 1
+                continue
+            for frame in decoded:
+                if begins is None:
+                    begins = frame.time or 0.0
+                if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                    frames += write(convert.resample(None)) if convert else 0  # the programme changed its format
+                    convert = av.AudioResampler(format="s16", layout=layout, rate=rate_hz)
+                assert convert is not None
+                gap_s = 0.0 if frame.time is None else frame.time - begins - frames / rate_hz
+                if _GAP_S < gap_s <= _LONGEST_GAP_S:
+                    missing = round(gap_s * rate_hz)
+                    file.write(bytes(missing * 2 * len(convert.layout.channels)))
+                    frames += missing
+                frames += write(convert.resample(frame))
+        frames += write(convert.resample(None)) if convert else 0
+        file.flush()
+        channels = 1 if layout == "mono" else 2
+        samples = np.memmap(file, np.int16, "r", shape=(frames, channels)) if frames else np.zeros((0, channels), "i2")
+    return samples, rate_hz, begins or 0.0, damaged
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def check_output(path: Path, source: Path) -> None:
+    """Find out before the work, not after it, that its result cannot be written.
+
+    Raises:
+        MediaError: no such kind of file, no such folder, or it is `source` itself.
+    """
+    if path.suffix.lower() not in _KINDS:
+        raise MediaError(f"{path}: its name must end in one of {' '.join(_KINDS)}")
+    if path.is_dir():
+        raise MediaError(f"{path}: is a folder")
+    if path.exists() and path.samefile(source):
+        raise MediaError(f"{path}: is the input, which is never overwritten")
+    if not path.parent.is_dir():
+        raise MediaError(f"{path.parent}: no such folder")
+    if not os.access(path.parent, os.W_OK):
+        raise MediaError(f"{path.parent}: cannot be written to")
+
+
+def write_media(path: Path, samples: Pcm, source: Media) -> None:
+    """Write `samples` in the place of `source`'s sound, as the kind of file that `path`'s ending names.
+
+    wav and flac hold exactly `samples`; other kinds are encoded. A kind that shows pictures gets the source's too,
+    copied as they are.
+
+    Raises:
+        MediaError: this kind of file cannot hold the source's pictures, or it cannot be written.
+    """
+    kind, encoder = _KINDS[path.suffix.lower()]
+    options = {"rf64": "auto"} if kind == "wav" else {}  # a wav may have more than 4 GiB
+    try:
+        with replacing(path) as unfinished, av.open(str(unfinished), "w", format=kind, options=options) as out:
+            if source.has_video and path.suffix.lower() in _PICTURES:
+                with av.open(str(source.path), metadata_errors="ignore") as original:
+                    _write_both(out, encoder, samples, source, original)
+            else:
+                for _, packet in _encoded(_sound_track(out, encoder, samples, source.rate_hz), samples, source.rate_hz):
+                    out.mux(packet)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes `path`'s place once it is complete and is removed if it is not."""
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_both(
+    out: av.container.OutputContainer,
+    encoder: str,
+    samples: Pcm,
+    source: Media,
+    original: av.container.InputContainer,
+) -> None:
+    """Pictures and sound, interleaved by time as players want them."""
+    pictures = _pictures(original)
+    assert pictures is not None, "checked when it was read"
+    copied = out.add_stream_from_template(pictures)
+    sound = _encoded(_sound_track(out, encoder, samples, source.rate_hz), samples, source.rate_hz, source.begins_s)
+    for _, packet in heapq.merge(_copied(original, pictures, copied), sound, key=lambda timed: timed[0]):
+        out.mux(packet)
+
+
+def _copied(
+    original: av.container.InputContainer, pictures: av.VideoStream, copied: av.VideoStream
+) -> Iterator[_Timed]:
+    """The source's picture packets with their times in seconds from the file's start."""
+    begins_s = (original.start_time or 0) / av.time_base
+    for packet in _with_decode_times(original.demux(pictures), pictures):
+        shift = round(begins_s / packet.time_base)
+        packet.pts = None if packet.pts is None else packet.pts - shift
+        packet.dts = (packet.dts or 0) - shift
+        time_s = float(packet.dts * packet.time_base)
+        packet.stream = copied
+        yield time_s, packet
+
+
+def _with_decode_times(packets: Iterator[_VideoPacket], pictures: av.VideoStream) -> Iterator[_VideoPacket]:
+    """Matroska stores when pictures are shown, not when they are decoded; of the first ones libav cannot tell.
+
+    Those get times one picture apart before the first one that has one.
+    """
+    step_s = 1 / (pictures.average_rate or 25)
+    early: list[_VideoPacket] = []
+    for packet in packets:
+        if not packet.size:  # the mark at the end of the file
+            continue
+        if packet.dts is None:
+            early.append(packet)
+            continue
+        for before, waiting in zip(range(len(early), 0, -1), early, strict=True):
+            waiting.dts = packet.dts - round(before * step_s / packet.time_base)
+            yield waiting
+        early.clear()
+        yield packet
+    for waiting in early:  # no picture had one: they are shown in the order of the file
+        waiting.dts = waiting.pts
+        yield waiting
+
+
+def _sound_track(out: av.container.OutputContainer, encoder: str, samples: Pcm, rate_hz: int) -> av.AudioStream:
+    rates = av.codec.Codec(encoder, "w").audio_rates
+    if rates and rate_hz not in rates:
+        rate_hz = min((rate for rate in rates if rate > rate_hz), default=max(rates))
+    track = out.add_stream(encoder, rate=rate_hz, layout=_layout(samples))
+    assert isinstance(track, av.AudioStream)
+    return track
+
+
+def _encoded(track: av.AudioStream, samples: Pcm, rate_hz: int, begins_s: float = 0.0) -> Iterator[_Timed]:
+    """Encoded packets of `samples` with their times in seconds, where the first sample is at `begins_s`."""
+    offset = round(begins_s * rate_hz)
+    for at in range(0, len(samples), _ENCODE_FRAMES):
+        piece = np.ascontiguousarray(samples[at : at + _ENCODE_FRAMES])
+        frame = av.AudioFrame.from_ndarray(piece.reshape(1, -1), format="s16", layout=_layout(samples))
+        frame.sample_rate, frame.pts, frame.time_base = rate_hz, offset + at, Fraction(1, rate_hz)
+        for packet in track.encode(frame):
+            yield begins_s + at / rate_hz, packet
+    for packet in track.encode(None):
+        yield begins_s + len(samples) / rate_hz, packet
+
+
+def _layout(samples: Pcm) -> str:
+    return "mono" if samples.shape[1] == 1 else "stereo"
