@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from . import __version__
+from .cli.dub import dub
 from .cli.serve import serve
 
 
@@ -15,6 +16,7 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(dub)
 
 if __name__ == "__main__":
     main()

@@ -87,7 +87,7 @@ def speak(text: str, rate_hz: int, channels: int) -> Pcm:
     wav = subprocess.run(
         ["flite", "-voice", "rms", "-t", text, "-o", "/dev/stdout"], check=True, capture_output=True, timeout=30
     ).stdout
-    with av.open(io.BytesIO(wav)) as container:
+    with av.open(io.BytesIO(wav), "r") as container:
         resampler = av.AudioResampler("s16", "stereo" if channels == 2 else "mono", rate_hz)
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
         frames += resampler.resample(None)

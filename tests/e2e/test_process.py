@@ -1,0 +1,70 @@
+"""The server as a process: what stops it, what keeps it from starting, and what its exit code says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import free_port, server_process
+from .worker import Worker, pcm_audio, speak
+
+pytestmark = pytest.mark.slow
+
+
+def test_sigterm_lets_what_is_in_flight_finish_and_exits_zero(tmp_path: Path) -> None:
+    spoken = speak("officials said the new program will begin next year", 16_000, 1)
+
+    async def scenario(port: int, process: subprocess.Popen[bytes]) -> None:
+        async with Worker(port) as worker:
+            await worker.open("drained", format="pcm_s16le", sample_rate_hz=16_000, channels=1)
+            for number in range(2):
+                await worker.send("drained", number, pcm_audio(spoken, 16_000))
+            await worker.wait_for("fragment:ack", 2)
+            process.send_signal(signal.SIGTERM)
+            await worker.wait_for("stream:complete")
+            results = worker.got("fragment:processed")
+            assert [result["status"] for result in results] == ["success", "success"]
+
+    with server_process(tmp_path / "log") as (port, process):
+        asyncio.run(scenario(port, process))
+        assert process.wait(20) == 0
+    lines = (tmp_path / "log").read_text()
+    assert '"event":"stopped"' in lines
+    assert "drain_timed_out" not in lines
+
+
+def refused_to_start(**environment: str) -> str:
+    """What `sts-trio serve` says when it does not start."""
+    env = {name: text for name, text in os.environ.items() if not name.startswith(("STS_", "ASR_", "TTS_"))}
+    env |= {"STS_HOST": "127.0.0.1", "STS_PORT": str(free_port())} | environment
+    command = [sys.executable, "-m", "sts_trio", "serve"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_engines_of_a_later_version_say_so_and_name_the_way_out() -> None:
+    assert "--profile embedded" in refused_to_start()
+
+
+def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
+    message = refused_to_start(ASR_MODEL="magic")
+    assert "magic" in message
+    assert "pocketsphinx" in message
+
+
+def test_a_wrong_variable_is_named() -> None:
+    assert "MAX_INFLIGHT" in refused_to_start(MAX_INFLIGHT="many")
+
+
+def test_a_missing_program_is_named_with_its_package() -> None:
+    folder = Path(sys.executable).parent  # no espeak-ng, apertium or rubberband here
+    embedded = {"ASR_MODEL": "pocketsphinx", "TRANSLATION_PROVIDER": "apertium", "TTS_MODEL": "espeak-ng"}
+    assert "apt" in refused_to_start(PATH=str(folder), **embedded)
