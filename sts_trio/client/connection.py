@@ -148,6 +148,7 @@ class Connection:
         self._to_heartbeat, self._pongs = trio.open_memory_channel[Frame](1)
         self._tasks = trio.CancelScope()
         self._lost: ConnectionLost | None = None
+        self._ended = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, report as started once joined, and carry the connection until it ends or `close` is called.
@@ -199,6 +200,7 @@ class Connection:
             self._lose("it was closed")
             self._outgoing.close()
             self._from_reader.close()
+            self._ended.set()
 
     def _raise_refusal(self, group: BaseExceptionGroup[BaseException]) -> None:
         """What went wrong before the connection stood, as one exception."""
@@ -238,7 +240,7 @@ class Connection:
             raise self._why() from None
 
     async def close(self) -> None:
-        """Leave politely; `run` returns."""
+        """Leave politely, in a bounded time; `run` has returned when this does."""
         if self._lost is None and self._socket.is_joined("/"):
             goodbye = [self._engine.send(message) for message in self._socket.disconnect("/")]
             with trio.move_on_after(_CLOSE_TIMEOUT_S):
@@ -248,6 +250,7 @@ class Connection:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
         self._lose("it was closed")
+        await self._ended.wait()
 
     # ------------------------------------------------------------------------------------------ tasks
 

@@ -95,7 +95,10 @@ class Peer:
         """
         event = await self._next()
         if not isinstance(event, EventReceived):
-            self.left_politely = isinstance(event, Disconnected)
+            try:
+                await self._websocket.get_message()
+            except trio_websocket.ConnectionClosed as closed:
+                self.left_politely = isinstance(event, Disconnected) and closed.reason.code == 1000
             raise Gone
         heard = parse(WORKER_EVENTS[str(event.name)], event.args)
         self.heard.append(heard)
