@@ -6,23 +6,16 @@ NVML sees every GPU of the machine, CUDA those that ``CUDA_VISIBLE_DEVICES`` lea
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 import trio
 
+from ..offload import Offload
 from .metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-
-class Offload(Protocol):
-    """Runs a blocking function away from the event loop."""
-
-    def __call__(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]: ...
 
 
 async def sample_gpu(

@@ -164,6 +164,8 @@ class Door:
                 connection = Connection(websocket, address, self._application, self._settings)
                 self._workers.add(connection)
                 self._metrics.connections.inc()
+                if self._draining:  # it came in just before
+                    connection.close(CloseReason.SHUTTING_DOWN)
                 try:
                     await connection.run()
                 finally:

@@ -361,6 +361,25 @@ async def test_draining_refuses_workers_and_answers_http(autojump_clock: MockClo
         assert str(await worker.get_message()).startswith("40")
 
 
+async def test_a_worker_whose_handshake_crosses_the_shutdown_does_not_hold_it_up(autojump_clock: MockClock) -> None:
+    async with serving(Nobody()) as server:
+        slow = server.network.connect(lockstep_stream_pair)  # reads its 101 and no more: takes all the time it is given
+        await slow.send_all(WORKER)
+        assert (await slow.receive_some()).startswith(b"HTTP/1.1 101")
+        late = server.network.connect(lockstep_stream_pair)
+        await late.send_all(WORKER)
+        await trio.testing.wait_all_tasks_blocked()  # its 101 is on its way
+
+        async def finish_handshake() -> None:
+            await trio.sleep(1)
+            while await late.receive_some():
+                pass
+
+        server.nursery.start_soon(finish_handshake)
+        await server.door.disconnect_workers()
+        assert 1 < trio.current_time() <= 10
+
+
 def test_h11_reads_a_head_as_the_door_takes_it_to() -> None:
     """`_read_head` leans on when h11 counts a head as too long and where it keeps what follows one."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=16)
