@@ -75,7 +75,11 @@ class Pool(Generic[Req, Res]):
         self._engine = engine
         self._max_waiting = max_waiting
         self._offload = offload
-        self._metrics = metrics
+        # The series of this pool exist from the start, so that a first increase can be seen.
+        self._busy_slots = metrics.pool_busy_slots.labels(label)
+        self._batch_size = metrics.pool_batch_size.labels(label)
+        self._queue_wait_seconds = metrics.pool_queue_wait_seconds.labels(label)
+        self._abandoned_calls = metrics.pool_abandoned_calls_total.labels(label)
         self._queue: FairQueue[_Ticket[Req, Res]] = FairQueue()
         self._idle_slots = trio.lowlevel.ParkingLot()
 
@@ -120,7 +124,7 @@ class Pool(Generic[Req, Res]):
             return
         ticket.call.waiting -= 1
         if ticket.call.waiting == 0:
-            self._metrics.pool_abandoned_calls_total.labels(self.label).inc()
+            self._abandoned_calls.inc()
             ticket.call.scope.cancel()
 
     async def _slot(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -128,17 +132,16 @@ class Pool(Generic[Req, Res]):
             task_status.started()
             while True:
                 batch = await self._next_batch()
-                with self._metrics.pool_busy_slots.labels(self.label).track_inprogress():
+                with self._busy_slots.track_inprogress():
                     await self._answer(instance, batch)
 
     async def _next_batch(self) -> list[_Ticket[Req, Res]]:
         while not self._queue:
             await self._idle_slots.park()
         batch = [self._queue.pop() for _ in range(min(self._engine.max_batch, len(self._queue)))]
-        self._metrics.pool_batch_size.labels(self.label).observe(len(batch))
+        self._batch_size.observe(len(batch))
         for ticket in batch:
-            waited = trio.current_time() - ticket.queued_at
-            self._metrics.pool_queue_wait_seconds.labels(self.label).observe(waited)
+            self._queue_wait_seconds.observe(trio.current_time() - ticket.queued_at)
         return batch
 
     async def _answer(self, instance: Instance[Req, Res], batch: Sequence[_Ticket[Req, Res]]) -> None:

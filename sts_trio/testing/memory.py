@@ -51,9 +51,6 @@ class MemoryWorker:
     def close(self) -> None:
         self.disconnect()
 
-    def close_after(self, seconds: float) -> None:
-        raise AssertionError("the gateway keeps this time itself")
-
     def connect(self, token: str | None = None) -> Refusal | None:
         return self.gateway.connected(self, {} if token is None else {"token": token})
 
