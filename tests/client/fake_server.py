@@ -98,7 +98,8 @@ class Peer:
             try:
                 await self._websocket.get_message()
             except trio_websocket.ConnectionClosed as closed:
-                self.left_politely = isinstance(event, Disconnected) and closed.reason.code == 1000
+                code = closed.reason.code if closed.reason else None
+                self.left_politely = isinstance(event, Disconnected) and code == 1000
             raise Gone
         heard = parse(WORKER_EVENTS[str(event.name)], event.args)
         self.heard.append(heard)
