@@ -108,7 +108,6 @@ class StreamSession:
         self._identity = identity
         self._send: Send | None = send
         self._attached = trio.Event()
-        self._attached.set()
 
         gap_timeout_ms = settings.gap_timeout_ms
         self._gap_timeout_s = self.timeout_s if gap_timeout_ms is None else gap_timeout_ms / 1000
@@ -205,7 +204,8 @@ class StreamSession:
         self._something_to_feed.set()
 
     def cancel(self) -> None:
-        """Drop everything at once."""
+        """Drop everything at once, and say nothing more."""
+        self._send = None
         self._scope.cancel()
 
     # ---------------------------------------------------------------- its connection
@@ -310,7 +310,8 @@ class StreamSession:
                     nursery.start_soon(self._feed, feed_out)
                     nursery.start_soon(self._pipeline.run, feed_in, done_out)
                     nursery.start_soon(self._emit, done_in)
-                await self._attached.wait()  # the worker may be on its way back for the last results
+                while self._send is None:  # the worker may be on its way back for the last results
+                    await self._attached.wait()
                 self._tell(self._completion())
             completed = not self._scope.cancelled_caught
             log.info("stream_ended", stream_id=self.stream_id, completed=completed)
