@@ -9,6 +9,7 @@ Nothing is buffered here: whoever calls `send` waits for the writer, and the rea
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -354,5 +355,7 @@ _WEBSOCKET_ERRORS: Final = (
 
 def _reason(error: OSError) -> str:
     """trio reports every address it tried; what people need is why."""
-    causes = error.__cause__.exceptions if isinstance(error.__cause__, BaseExceptionGroup) else (error,)
-    return str(getattr(causes[-1], "strerror", None) or error)
+    cause = error.__cause__.exceptions[-1] if isinstance(error.__cause__, BaseExceptionGroup) else error
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno)
+    return str(getattr(cause, "strerror", None) or cause)  # of an unknown host, for one

@@ -27,6 +27,7 @@ _SHORTEST_TAIL_MS: Final = 500  # a last fragment shorter than this holds no wor
 _WINDOW_MS: Final = 25  # one energy measurement; short enough for the closure of a plosive to show
 _STEP_MS: Final = 10
 _PAUSE_MS: Final = 300  # a moment is as quiet as this much around it: pauses win over the closures inside words
+_AS_QUIET_DB: Final = 3.0
 _SILENCE_DB: Final = -60.0  # quieter than this is all the same
 
 
@@ -86,13 +87,19 @@ def _cut(total_ms: int, fragment_ms: int, reach_ms: int, choose: Callable[[int, 
 
 
 def _quietest(samples: npt.NDArray[Any], rate_hz: int, low_ms: int, high_ms: int) -> int:
-    """The moment from `low_ms` to `high_ms` with the lowest mean level around it; of equals the middle one."""
+    """The moment from `low_ms` to `high_ms` with the lowest mean level around it.
+
+    Noise makes some moment of a pause the quietest by chance: of all that are about as quiet it is the middle of the
+    longest stretch, as far from the words on both sides as can be.
+    """
     moments = np.arange(low_ms, high_ms + 1, _STEP_MS)
     centres = np.arange(low_ms - _PAUSE_MS // 2, high_ms + _PAUSE_MS // 2 + 1, _STEP_MS)
     around = np.lib.stride_tricks.sliding_window_view(_levels(samples, rate_hz, centres), _PAUSE_MS // _STEP_MS + 1)
     means = around.mean(axis=1)[: len(moments)]
-    best = np.flatnonzero(means <= means.min() + 1e-6)
-    return int(moments[best[len(best) // 2]])
+    quiet = np.flatnonzero(means <= means.min() + _AS_QUIET_DB)
+    stretches = np.split(quiet, np.flatnonzero(np.diff(quiet) > 1) + 1)
+    longest = max(stretches, key=len)
+    return int(moments[longest[len(longest) // 2]])
 
 
 def _levels(samples: npt.NDArray[Any], rate_hz: int, centres_ms: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -1,0 +1,114 @@
+"""`sts-trio dub`: what it refuses, what it leaves, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from protocol.errors import ErrorCode
+from sts_trio.cli import dub as command
+from sts_trio.client.media import Media, Pcm, read_media, write_media
+from sts_trio.client.programme import Dub
+
+from .fake_server import dubbed, failed, fragment
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two seconds of a quiet tone at 22.05 kHz, and a bit."""
+    tone = (np.sin(np.arange(44_107) / 10) * 300).astype(np.int16)[:, np.newaxis]
+    path = tmp_path / "source.wav"
+    write_media(path, tone, Media(path, tone, 22_050))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sts_trio.observe.logs.configure", lambda *args, **kwargs: None)
+    monkeypatch.delenv("STS_API_KEY", raising=False)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command.dub, [str(argument) for argument in arguments])
+
+
+def test_what_it_refuses_before_it_starts(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    out = tmp_path / "out.wav"
+    for arguments, why in [
+        ([tmp_path / "none.wav", "-o", out, "--to", "es"], "No such file"),
+        ([tmp_path / "text.wav", "-o", out, "--to", "es"], "not a media file"),
+        ([source, "-o", source, "--to", "es"], "never overwritten"),
+        ([source, "-o", tmp_path / "out.doc", "--to", "es"], "must end in one of"),
+        ([source, "-o", out], "Missing option '--to'"),
+        ([source, "-o", out, "--to", "es", "--url", "localhost"], "http://localhost:8000"),
+        ([source, "-o", out, "--to", "es", "--url", "http://localhost", "--profile", "embedded"], "--profile"),
+        ([source, "-o", out, "--to", "es", "--fragment-ms", "99"], "100<=x<=60000"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code != 0
+        assert why in result.output.replace("\n", " ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.wav", "text.wav"]
+
+
+def test_a_server_that_is_not_there_is_named(source: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    result = run(source, "-o", tmp_path / "out.wav", "--to", "es", "--url", f"http://127.0.0.1:{port}")
+    assert result.exit_code == 1
+    assert f"cannot connect to http://127.0.0.1:{port}: Connection refused" in result.output
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_engines_that_cannot_run_here_are_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASR_MODEL", "no-such-model")
+    result = run(source, "-o", tmp_path / "out.wav", "--to", "es", "--profile", "embedded")
+    assert result.exit_code == 1
+    assert "no-such-model" in result.output
+
+
+@pytest.mark.parametrize(("second", "code"), [("success", 0), ("partial", 0), ("failed", 1)])
+def test_a_failed_fragment_shows_in_the_exit_status_and_the_report(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, code: int
+) -> None:
+    results = [dubbed(fragment(0)), dubbed(fragment(1), status=second)]
+    if second == "failed":
+        results[1] = failed(fragment(1), ErrorCode.TTS_SYNTHESIS_FAILED)
+    samples: Pcm = np.zeros((44_107, 1), np.int16)
+    monkeypatch.setattr(command, "_run", lambda *arguments: Dub(samples, results))
+    result = run(source, "-o", tmp_path / "out.wav", "--to", "es", "--cut", "fixed", "--fragment-ms", "1000")
+    assert result.exit_code == code, result.output
+    assert f"1 {second}" in result.output or code == 0
+    assert ("TTS_SYNTHESIS_FAILED" in result.output) == (second == "failed")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["status"] for entry in report["fragments"]] == ["success", second]
+    assert report["source"] == str(source)
+    assert report["duration_ms"] == 2_001
+    assert "dicho 0" in (tmp_path / "subtitles.vtt").read_text()
+    assert read_media(tmp_path / "out.wav").samples.shape == (44_107, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["pcm_s16le", "m4a"])
+def test_without_a_url_it_brings_its_own_server(source: Path, tmp_path: Path, format: str) -> None:
+    arguments = ["-o", str(tmp_path / "out.flac"), "--to", "es", "--profile", "embedded", "--fragment-ms", "1000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sts_trio", "dub", source, *arguments, "--format", format, "--cut", "fixed"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    dub = read_media(tmp_path / "out.flac")
+    assert dub.samples.shape == (44_107, 1)
+    assert dub.rate_hz == 22_050
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["transcript"] for entry in report["fragments"]] == ["", ""]  # a tone says nothing
