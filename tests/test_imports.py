@@ -32,6 +32,7 @@ def test_no_heavy_library_is_imported_before_its_engine_is_opened(module: str) -
 
 @pytest.mark.slow
 def test_the_wire_needs_neither_trio_nor_a_socket() -> None:
-    code = "import sys, protocol.dubbing, protocol.engineio, protocol.socketio; print({'trio', 'hypercorn'} & set(sys.modules))"
+    modules = "protocol.dubbing, protocol.engineio, protocol.socketio"
+    code = f"import sys, {modules}; print({{'trio', 'hypercorn'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
