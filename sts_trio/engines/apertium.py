@@ -34,6 +34,9 @@ MAX_PIPELINES: Final = 4
 
 KILL_TIMEOUT_S: Final = 5.0
 
+_TRANSLATES: Final = re.compile(r"[a-z]{2,3}(_\w+)?-[a-z]{2,3}(_\w+)?")
+"""Other modes stop half-way, for the authors of a pair (``eng-spa-tagger``), or convert scripts (``Cyrl-Latn``)."""
+
 Commands: TypeAlias = tuple[tuple[str, ...], ...]
 """The programs of a pipeline with their arguments, in order."""
 
@@ -56,9 +59,9 @@ class ApertiumEngine:
     def _installed(self) -> dict[tuple[str, str], dict[Variant, Commands]]:
         pairs: dict[tuple[str, str], dict[Variant, Commands]] = {}
         for path in sorted(self.modes.glob("*.mode")):
+            if not _TRANSLATES.fullmatch(path.stem):
+                continue
             source, _, target = path.stem.partition("-")
-            if not target or "-" in target:
-                continue  # stops half-way, for the authors of a pair: eng-spa-tagger
             commands = read_mode(path.read_text(encoding="utf-8"))
             if all(shutil.which(program) for program, *_ in commands):
                 variants = pairs.setdefault((language_code(source), language_code(target)), {})
@@ -224,7 +227,8 @@ class _Pipeline:
                     break
                 answer += received
             nursery.cancel_scope.cancel()
-        if not answer.endswith(b"\0"):
+        # Programs that lose the one before them end what they have with a NUL of their own.
+        if answer.count(b"\0") != 1 or not answer.endswith(END_OF_TEXT.encode() + b"\0"):
             raise PipelineDied("a program of the pipeline ended unexpectedly")
         return answer[:-1].decode(errors="replace")
 
@@ -248,9 +252,12 @@ class _Pipeline:
 
 # ---------------------------------------------------------------------------------------- Apertium's stream format
 
+END_OF_TEXT: Final = "[]\n"
+"""Formatting, which no program changes or moves: an answer that does not end with it is not complete."""
+
 _SPECIAL: Final = re.compile(r"[\[\]{}^$/\\@<>]")
-_LITERAL: Final = re.compile(r"[*#~]+")
-_TOKEN: Final = re.compile(r"\\(?P<escaped>.)|\[(?P<blank>(?:\\.|[^\]\\])*)\]|[*@#]", re.DOTALL)
+_LITERAL: Final = re.compile(r"(?:[*#~]|\\@)+")
+_TOKEN: Final = re.compile(r"\\?@|[*#]|\[(?P<blank>(?:\\.|[^\]\\])*)\]|\\(?P<escaped>.)", re.DOTALL)
 _UNKNOWN: Final = re.compile(r"\*(\w+)")
 
 
@@ -263,13 +270,13 @@ def to_stream(text: str) -> str:
     text = text.replace("\0", " ").replace("’", "'")  # of "don't": the dictionaries know only the straight one
     text = _SPECIAL.sub(r"\\\g<0>", text)
     text = _LITERAL.sub(r"[\g<0>]", text)
-    return f"{text}.[]\n"
+    return text + "." + END_OF_TEXT
 
 
 def from_stream(stream: str) -> str:
     """What the last program says as plain text: the inverse of `to_stream`, without marks on words."""
-    text = _TOKEN.sub(lambda token: token["escaped"] or token["blank"] or "", stream)
-    text = text.removesuffix("\n").removesuffix(".")
+    text = _TOKEN.sub(lambda token: token["escaped"] or (token["blank"] or "").replace("\\@", "@"), stream)
+    text = text.removesuffix("\n").removesuffix(".")  # of `to_stream`
     return re.sub(" {2,}", " ", text).strip()
 
 

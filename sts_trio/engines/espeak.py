@@ -177,8 +177,8 @@ def speakable(text: str) -> str:
 def words_per_minute(rate: float) -> int:
     """espeak-ng's speed for a rate relative to its natural one.
 
-    Durations follow the speed to 2 % below the natural one. Above, pauses and short sounds shrink less than they
-    should, by 5 % at 300 words a minute on average of eleven voices (0 to 11 %): hence the exponent.
+    Durations follow the speed to 2 % below the natural one. Above it pauses and short sounds shrink less than the rest:
+    at 300 words a minute speech is 5 % too long on average of eleven voices (0 to 11 %), hence the exponent.
     """
     slowest, fastest = RATE_RANGE
     rate = min(max(rate, slowest), fastest)

@@ -47,9 +47,10 @@ def transcribe(pcm: bytes) -> list[Word]:
     if not _has_speech(pcm):
         return []
     decode = decoder()
+    decode.reinit_feat()  # forgets the sound of the request before, which belonged to another stream
     decode.start_utt()
     try:
-        # A whole utterance is normalised over itself: what was decoded before leaves no trace in the result.
+        # As one whole utterance, which is normalised over itself; in pieces it would be over a guess.
         decode.process_raw(pcm, False, True)
     finally:
         decode.end_utt()

@@ -1,0 +1,60 @@
+"""Real engines in tests: where one is missing on a developer's machine its tests are skipped, in CI they fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from sts_trio.engines.base import ASR_SAMPLE_RATE_HZ, Samples
+
+
+def need(present: object, remedy: str) -> None:
+    """Go on only where a tool that a test needs is `present`; a test that never runs in CI would prove nothing."""
+    if present:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"this test must run in CI: {remedy}")
+    pytest.skip(remedy)
+
+
+@pytest.fixture(scope="session")
+def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Samples]:
+    """English speech as 16 kHz mono, by flite: the one free voice that pocketsphinx understands well."""
+    need(shutil.which("flite"), "apt install flite")
+    folder = tmp_path_factory.mktemp("speech")
+
+    def speak(text: str) -> Samples:
+        path = folder / "speech.wav"
+        subprocess.run(["flite", "-voice", "rms", "-t", text, "-o", str(path)], check=True)
+        samples, rate_hz = soundfile.read(path, dtype="float32")
+        assert rate_hz == ASR_SAMPLE_RATE_HZ
+        speech: Samples = samples
+        return speech
+
+    return speak
+
+
+@pytest.fixture
+def child_processes() -> Callable[[], set[int]]:
+    """The processes this one has started and that have not ended, by id."""
+    before = _children()
+    return lambda: _children() - before
+
+
+def _children() -> set[int]:
+    children = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # After the command, which is in brackets and may contain anything: state, parent (proc(5)).
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        if int(parent) == os.getpid() and state != "Z":
+            children.add(int(stat.parent.name))
+    return children
