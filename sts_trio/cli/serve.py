@@ -8,7 +8,6 @@ import click
 import trio
 
 from ..config import ConfigError, Settings
-from ..engines.base import EngineUnavailable
 from . import first_error
 
 
@@ -23,6 +22,7 @@ def serve(profile: str | None) -> None:
 
     Configured by environment variables; the README lists them. SIGTERM finishes what is in flight and exits 0.
     """
+    from ..engines.base import EngineUnavailable  # here: child processes of engines import this module, too
     from ..observe import logs
     from ..server import app
 
