@@ -13,7 +13,7 @@ import trio
 from attrs import evolve, frozen
 
 from ..config import ConfigError, Settings
-from ..engines.base import EngineUnavailable
+from . import first_error
 
 if TYPE_CHECKING:
     from protocol.dubbing import FragmentProcessed, StreamConfig
@@ -133,6 +133,7 @@ def dub(
 
 def _run(settings: Settings, options: Options, media: Media, slots: list[Slot]) -> Dub:
     from ..client.connection import DubbingError
+    from ..engines.base import EngineUnavailable  # here: child processes of engines import this module, too
 
     trouble = ""
     try:
@@ -140,7 +141,7 @@ def _run(settings: Settings, options: Options, media: Media, slots: list[Slot]) 
             return trio.run(_dub, options.url, options, media, slots)
         return trio.run(_with_server, settings, _dub, options, media, slots)
     except* (DubbingError, EngineUnavailable) as group:
-        trouble = _first(group)
+        trouble = first_error(group)
     except* KeyboardInterrupt:
         trouble = "interrupted: nothing was written"
     raise click.ClickException(trouble)  # here, since what an except* clause raises comes out in a group
@@ -184,7 +185,7 @@ async def _dub(url: str, options: Options, media: Media, slots: list[Slot]) -> D
     )
     columns = (TextColumn("dubbing"), BarColumn(), MofNCompleteColumn(), TextColumn("fragments"), TimeRemainingColumn())
     async with open_worker(url, stream, token=options.token) as worker:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
             bar = progress.add_task("", total=len(slots))
             return await dub_programme(
                 worker,
@@ -192,15 +193,8 @@ async def _dub(url: str, options: Options, media: Media, slots: list[Slot]) -> D
                 slots,
                 format=options.config.format,
                 offload=thread_offload(2),
-                on_result=lambda result: progress.advance(bar),
+                on_result=lambda _: progress.update(bar, advance=1, refresh=True),  # no thread that refreshes
             )
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)
 
 
 # ---------------------------------------------------------------------------------------------- what it leaves
