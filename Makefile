@@ -43,8 +43,11 @@ setup: .venv/.installed
 
 # Commands that are no Python packages are looked for each time, which takes no time.
 .venv/.installed: constraints.txt pyproject.toml $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,test]'
-	touch $@
+	@echo "Installing Python packages into .venv"
+	@mkdir -p build
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,test]' \
+	  2>build/pip.log || { cat build/pip.log >&2; exit 1; }
+	@touch $@
 
 # Debian's Python has no ensurepip without its package python3-venv; virtualenv from PyPI needs none.
 $(BIN)/python: | system-packages

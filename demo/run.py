@@ -6,31 +6,23 @@ in `--out`.
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 
 from sts_trio.client.media import Media, MediaError, Pcm, read_media, write_media
+from sts_trio.testing.process import ServerProcessError, server_process
 
 PROGRAMME = Path(__file__).with_name("programme.txt")
 VOICE = "rms"  # of flite's voices the one that speech recognition understands best
 PAUSE_S = 0.3  # between sentences, as a newsreader makes them
 
 SPEAK_TIMEOUT_S = 30
-START_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 45  # over the server's own DRAIN_TIMEOUT_S
 
 
 @click.command()
@@ -52,9 +44,12 @@ def main(media: Path | None, to: str, out: Path) -> None:
             (out / "source.txt").unlink(missing_ok=True)
     except MediaError as error:
         raise click.ClickException(str(error)) from None
-    with server(out / "server.log") as url:
-        arguments = ["dub", str(source), "-o", str(out / "dubbed.wav"), "--to", to, "--url", url]
-        code = subprocess.run([sys.executable, "-m", "sts_trio", *arguments], check=False).returncode
+    try:
+        with server_process(out / "server.log") as server:
+            arguments = ["dub", str(source), "-o", str(out / "dubbed.wav"), "--to", to, "--url", server.url]
+            code = subprocess.run([sys.executable, "-m", "sts_trio", *arguments], check=False).returncode
+    except ServerProcessError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     click.echo(f"the demo took {time.monotonic() - began:.0f} s")
     sys.exit(code)
@@ -79,43 +74,6 @@ def speak(text: Path, sound: Path) -> None:
         line_sound.unlink(missing_ok=True)
     samples = np.concatenate(spoken)
     write_media(sound, samples, Media(sound, samples, rate_hz))
-
-
-@contextmanager
-def server(log: Path) -> Iterator[str]:
-    """A server process with the embedded engines, healthy; its URL. It must stop in order at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"STS_HOST": "127.0.0.1", "STS_PORT": str(port), "METRICS_PORT": ""}
-    with log.open("wb") as lines:
-        command = [sys.executable, "-m", "sts_trio", "serve", "--profile", "embedded"]
-        process = subprocess.Popen(command, env=environment, stdout=lines, stderr=lines)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_healthy(url, process, log)
-            yield url
-            process.send_signal(signal.SIGTERM)
-            if (code := process.wait(STOP_TIMEOUT_S)) != 0:
-                raise click.ClickException(f"the server ended with exit status {code}; see {log}")
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    give_up = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < give_up:
-        if process.poll() is not None:
-            raise click.ClickException(f"the server did not start:\n{log.read_text(errors='replace')[-2_000:]}")
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError):
-            pass  # not listening yet, or still loading its models (503)
-        time.sleep(0.1)
-    raise click.ClickException(f"the server was not healthy within {START_TIMEOUT_S} s; see {log}")
 
 
 if __name__ == "__main__":

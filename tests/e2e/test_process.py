@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import free_port, server_process
+from sts_trio.testing.process import free_port, server_process
+
 from .worker import Worker, pcm_audio, speak
 
 pytestmark = pytest.mark.slow
@@ -31,9 +32,9 @@ def test_sigterm_lets_what_is_in_flight_finish_and_exits_zero(tmp_path: Path) ->
             results = worker.got("fragment:processed")
             assert [result["status"] for result in results] == ["success", "success"]
 
-    with server_process(tmp_path / "log") as (port, process):
-        asyncio.run(scenario(port, process))
-        assert process.wait(20) == 0
+    with server_process(tmp_path / "log") as server:
+        asyncio.run(scenario(server.port, server.process))
+        assert server.process.wait(20) == 0
     lines = (tmp_path / "log").read_text()
     assert '"event":"stopped"' in lines
     assert "drain_timed_out" not in lines
