@@ -60,6 +60,8 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 def _text(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
+    if not text.isprintable():  # a byte that is no UTF-8 reads as a lone surrogate, which is not
+        raise ValueError("must be printable UTF-8 text")
     return text
 
 
@@ -98,7 +100,7 @@ class Settings:
         "Largest audio of a fragment, decoded from base64.",
     )
     send_queue_bytes: int = _variable(
-        "STS_SEND_QUEUE_BYTES", _integer(2**16, 2**32), 64 * 2**20,
+        "STS_SEND_QUEUE_BYTES", _integer(2**16, 2**32), 128 * 2**20,
         "What may wait to be sent to one worker; one that reads too slowly is disconnected, not buffered for.",
     )  # fmt: skip
     drain_timeout_s: float = _variable(
@@ -131,7 +133,10 @@ class Settings:
         "RESUME_GRACE_S", _seconds(0, 3_600), 30.0, "How long a stream outlives its connection."
     )
     result_buffer_bytes: int = _variable(
-        "RESULT_BUFFER_BYTES", _integer(0, 2**32), 32 * 2**20, "Unacknowledged results kept per stream."
+        "RESULT_BUFFER_BYTES",
+        _integer(0, 2**32),
+        16 * 2**20,
+        "Unacknowledged results kept per stream; at most a third of STS_SEND_QUEUE_BYTES: they may be sent at once.",
     )
     fallback_mode: Literal["silence", "original"] = _variable(
         "FALLBACK_MODE",
@@ -188,7 +193,13 @@ class Settings:
                 except ValueError as error:
                     shown = "a secret" if attribute.metadata["secret"] else repr(given[name])
                     raise ConfigError(f"{name}: {error}, got {shown}") from None
-        return cls(**values)
+        settings = cls(**values)
+        if 3 * settings.result_buffer_bytes > settings.send_queue_bytes:
+            raise ConfigError(
+                "RESULT_BUFFER_BYTES: must be at most a third of STS_SEND_QUEUE_BYTES, "
+                f"got {settings.result_buffer_bytes} and {settings.send_queue_bytes}"
+            )
+        return settings
 
     @property
     def separate_metrics_port(self) -> int | None:

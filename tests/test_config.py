@@ -43,6 +43,7 @@ def test_every_variable_is_read() -> None:
         ("LOG_LEVEL", "LOUD"),
         ("DRAIN_TIMEOUT_S", "nan"),
         ("ASR_MODEL", " "),
+        ("ASR_MODEL", "\udcff"),  # a byte that is no UTF-8
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(name: str, text: str) -> None:
@@ -57,6 +58,11 @@ def test_a_secret_is_never_shown() -> None:
     with pytest.raises(ConfigError) as error:
         Settings.load({"STS_API_KEY": " "})
     assert "a secret" in str(error.value)
+
+
+def test_what_may_be_replayed_at_once_must_fit_the_send_queue() -> None:
+    with pytest.raises(ConfigError, match="RESULT_BUFFER_BYTES"):
+        Settings.load({"RESULT_BUFFER_BYTES": "1000000", "STS_SEND_QUEUE_BYTES": "2000000"})
 
 
 def test_the_embedded_profile_gives_way_to_the_environment() -> None:

@@ -148,17 +148,18 @@ def _decode_stream(container: av.container.InputContainer, stream: av.AudioStrea
 def _check_mp4_tables(data: bytes) -> None:
     """Refuse an MP4 whose tables unfold to far more than their bytes.
 
-    libav builds an index entry for each sample that `stsz` or `trun` declares; where all share one size, 2**32 of them
-    take four bytes. An `stts` with single PCM frames as samples makes it build the index from `stsc` counts instead,
-    which are as cheap, and `cmov` is a compressed header. libav accepts these boxes nearly anywhere, so they are looked
-    for anywhere outside of the media data.
+    libav builds an index entry for each sample that `stsz`, `stz2` or `trun` declares; where all share one size, 2**32
+    of them take four bytes. An `stts` with single PCM frames as samples makes it build the index from `stsc` counts
+    instead, which are as cheap, and `cmov` is a compressed header. libav accepts these boxes nearly anywhere, so they
+    are looked for anywhere outside of the media data.
     """
     samples = 0
     for start, end in _mp4_headers(data):
         if data.find(b"cmov", start, end) >= 0:
             raise AudioError("m4a with a compressed header")
-        for at in _occurrences(data, b"stsz", start, end):
-            samples += _uint32(data, at + 12)
+        for box in (b"stsz", b"stz2"):
+            for at in _occurrences(data, box, start, end):
+                samples += _uint32(data, at + 12)
         for at in _occurrences(data, b"trun", start, end) if b"tfhd" in data else ():  # "trun": "trunk" in a title
             samples += _uint32(data, at + 8)
         for at in _occurrences(data, b"stts", start, end):

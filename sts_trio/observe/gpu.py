@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -49,7 +50,8 @@ async def sample_gpu(
         log.warning("gpu_unsampled", reason=str(error))
     finally:
         metrics.forget_gpu_utilization()
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # the driver is what may just have failed
+            pynvml.nvmlShutdown()
 
 
 def _visible_devices(nvml: Any, selection: str | None) -> list[Any]:

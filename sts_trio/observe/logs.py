@@ -76,9 +76,15 @@ def _console_renderer(*, colors: bool) -> Callable[[WrappedLogger, str, EventDic
     console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
     def render(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
+        event = {key: _harmless(value) if isinstance(value, str) else value for key, value in event.items()}
         return str(console(logger, method, event)).encode(errors="backslashreplace") + b"\n"
 
     return render
+
+
+def _harmless(text: str) -> str:
+    """Text from outside without what a terminal would act on; JSON lines escape it anyway."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _hide_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

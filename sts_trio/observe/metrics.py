@@ -58,7 +58,7 @@ class Metrics:
 
         self.fragment_processing_seconds = Histogram(
             "sts_fragment_processing_seconds",
-            "Time from a fragment's start in the pipeline to its result.",
+            "Time from a fragment's acceptance to its finished result.",
             buckets=_SECONDS,
             registry=registry,
         )

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,15 +77,16 @@ def server_process(log: Path, **environment: str) -> Iterator[ServerProcess]:
 
 
 def _wait_until_healthy(server: ServerProcess, log: Path) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
     give_up = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up:
         if server.process.poll() is not None:
             raise ServerProcessError(f"the server did not start:\n{log.read_text(errors='replace')[-2_000:]}")
         try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=2) as answer:
+            with direct.open(f"{server.url}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # URLError is one
             pass  # not listening yet, or still loading its models (503)
         time.sleep(0.1)
     raise ServerProcessError(f"the server was not healthy within {START_TIMEOUT_S:.0f} s; see {log}")

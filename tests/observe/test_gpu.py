@@ -128,6 +128,17 @@ async def test_a_load_that_cannot_be_read_any_more_is_forgotten(
     assert nvml.open == 0
 
 
+async def test_a_driver_that_cannot_even_be_closed_harms_nobody(
+    nvml: FakeNvml, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise nvml.NVMLError("Driver lost")
+
+    monkeypatch.setattr(nvml, "nvmlShutdown", broken)
+    with trio.move_on_after(12):
+        await sample_gpu(Metrics(), inline, 5.0, environment={})
+
+
 async def test_nvml_is_closed_on_cancel(nvml: FakeNvml, autojump_clock: MockClock) -> None:
     with trio.move_on_after(12):
         await sample_gpu(Metrics(), inline, 5.0, environment={})

@@ -136,6 +136,15 @@ def test_console_lines_are_for_people_and_show_no_local_variables(pipe: tuple[in
     assert "\x1b[" not in text
 
 
+def test_text_from_outside_cannot_steer_a_terminal(pipe: tuple[int, int]) -> None:
+    logs.configure("INFO", "console", fd=pipe[1])
+    structlog.get_logger().info("refused", fragment_id="\x1b[2J\x07é\n")
+    text = os.read(pipe[0], 2**16).decode()
+    assert "\x1b[2J" not in text
+    assert "\x07" not in text
+    assert r"\x1b[2J\x07é\n" in text
+
+
 def test_a_reader_that_stalls_costs_lines_not_time(pipe: tuple[int, int], lines: Lines) -> None:
     """The pipe holds 64 KiB and the buffer 1 MiB: of 2 MiB a part is dropped, and the next line says how much."""
     log = structlog.get_logger()

@@ -1,3 +1,5 @@
+"""Of all tests."""
+
 from __future__ import annotations
 
 from hypothesis import settings
