@@ -19,10 +19,11 @@ from sts_trio.observe import logs
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
+    before = structlog.get_config()
     reader, writer = os.pipe()
     fcntl.fcntl(reader, fcntl.F_SETFL, os.O_NONBLOCK)
     yield reader, writer
-    structlog.reset_defaults()
+    structlog.configure(**before)
     logging.basicConfig(handlers=[logging.NullHandler()], level=logging.WARNING, force=True)
     os.close(reader)
     os.close(writer)
