@@ -38,7 +38,6 @@ from protocol.dubbing import (
     ResultAck,
     Resume,
     ServerEvent,
-    Severity,
     StageTimings,
     StreamComplete,
     StreamConfig,
@@ -158,6 +157,7 @@ class Worker:
         Raises:
             DubbingError: the stream has failed.
         """
+        await trio.lowlevel.checkpoint()  # first: whoever is cancelled has sent nothing
         while self._inflight >= self.ready.max_inflight:
             self._check()
             await self._changed.park()
@@ -174,7 +174,6 @@ class Worker:
         )
         self._outstanding[data.fragment_id] = _Fragment(data, due=trio.current_time())
         self._changed.unpark_all()
-        await trio.lowlevel.checkpoint()
         return number
 
     def end(self) -> None:
@@ -186,6 +185,7 @@ class Worker:
         return self
 
     async def __anext__(self) -> FragmentProcessed:
+        await trio.lowlevel.checkpoint()  # first: whoever is cancelled has taken nothing
         if self._taken is not None:
             self._acks.append(self._taken)
             self._taken = None
@@ -197,7 +197,6 @@ class Worker:
             await self._changed.park()
         result = self._finished.popleft()
         self._taken = result.fragment_id
-        await trio.lowlevel.checkpoint()
         return result
 
     @property
@@ -258,7 +257,7 @@ class Worker:
                 event = await connection.receive()
                 if isinstance(event, StreamReady):
                     break
-                if isinstance(event, ErrorEvent) and event.fragment_id is None and event.severity != Severity.WARNING:
+                if isinstance(event, ErrorEvent) and event.fragment_id is None and event.code != ErrorCode.SEQUENCE_GAP:
                     if self._session_id is None:
                         raise DubbingRefused(event.code, event.message)
                     self._session_id = None  # the server has forgotten it: what is outstanding goes to a new one
@@ -284,12 +283,14 @@ class Worker:
 
     def _take_up(self, ready: StreamReady) -> None:
         self.ready = ready
+        fresh = ready.session_id != self._session_id
         self._session_id = ready.session_id
         self._end_sent = self._paused = False
         self._delay_s, self._not_before = 0.0, -math.inf
         now = trio.current_time()
         for fragment in self._outstanding.values():
-            fragment.due = now if fragment.due is None else fragment.due
+            if fresh or fragment.due is None:  # a new session starts with the number it gets first, the lowest we have
+                fragment.due = now
         self._changed.unpark_all()
 
     # --------------------------------------------------------------------------------------- sending
@@ -375,7 +376,7 @@ class Worker:
         self._finish(fragment, result)
 
     def _take_error(self, error: ErrorEvent) -> None:
-        if error.severity == Severity.WARNING:
+        if error.code == ErrorCode.SEQUENCE_GAP:  # the only one that refuses nothing, whatever its severity
             log.warning("server_warning", code=error.code, message=error.message)
             return
         if error.code == ErrorCode.STREAM_NOT_FOUND:  # the server has lost it, or is shutting down

@@ -228,8 +228,15 @@ def failed(fragment: FragmentData, code: ErrorCode, **changes: Any) -> FragmentP
     return dubbed(fragment, status="failed", error=error, **{"dubbed_audio": None, "translated_text": None, **changes})
 
 
-def refused(code: ErrorCode, fragment_id: str | None = None, *, severity: Severity = Severity.ERROR) -> ErrorEvent:
+def refused(code: ErrorCode, fragment_id: str | None = None) -> ErrorEvent:
+    """As the server says it: what may be tried again is a warning."""
+    severity = Severity.WARNING if code.retryable else Severity.ERROR
     return ErrorEvent("e1", code, "a scripted refusal", severity, code.retryable, "stream", fragment_id)
+
+
+def gap_warning() -> ErrorEvent:
+    code = ErrorCode.SEQUENCE_GAP
+    return ErrorEvent("e2", code, "a scripted gap", Severity.WARNING, code.retryable, "stream")
 
 
 def backpressure(action: str, *, delay_ms: int = 0) -> Backpressure:

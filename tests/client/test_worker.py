@@ -29,6 +29,7 @@ from .fake_server import (
     complete,
     dubbed,
     failed,
+    gap_warning,
     ready,
     refused,
     taken,
@@ -137,6 +138,23 @@ async def test_a_result_counts_until_it_is_applied(autojump_clock: MockClock) ->
             await worker.send(tone())
         assert waited.cancelled_caught
         assert acknowledged(server.peers[0]) == []
+
+
+async def test_whoever_is_cancelled_has_taken_and_sent_nothing(autojump_clock: MockClock) -> None:
+    async with worker_on(serve) as (worker, server):
+        await worker.send(tone())
+        await worker.send(tone())
+        await trio.sleep(1)
+        for step in (lambda: anext(worker), lambda: worker.send(tone())):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await step()
+            assert scope.cancelled_caught
+        assert (await anext(worker)).sequence_number == 0
+        await trio.sleep(1)
+        assert acknowledged(server.peers[0]) == []
+        assert (await anext(worker)).sequence_number == 1
+        assert await worker.send(tone()) == 2
 
 
 async def test_pings_are_answered(autojump_clock: MockClock) -> None:
@@ -268,6 +286,18 @@ async def test_a_fragment_refused_for_good_fails_and_the_next_one_does_not(autoj
     assert results[0].error.code is ErrorCode.FRAGMENT_TOO_LARGE
 
 
+async def test_a_gap_is_a_warning_and_no_refusal(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.open()
+        first = await peer.receive_one(FragmentData)
+        await peer.send(gap_warning(), dubbed(first))
+        await peer.dub_rest()
+
+    async with worker_on(script) as (worker, server):
+        assert [result.status for result in await dub(worker, 2)] == ["success", "success"]
+    assert len(server.peers) == 1
+
+
 async def test_a_server_that_refuses_for_ever_does_not_hold_us_for_ever(autojump_clock: MockClock) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
@@ -345,6 +375,31 @@ async def test_a_server_that_forgot_the_session_gets_a_new_one(autojump_clock: M
         assert worker.ready.session_id == "s2"
 
 
+async def test_a_new_session_gets_everything_at_once_and_the_lowest_number_first(autojump_clock: MockClock) -> None:
+    """It starts with the number that it is sent first: one that came later would be refused for good."""
+
+    async def dropping(peer: Peer) -> None:
+        await peer.open(session_id="s1")
+        first = await peer.receive_one(FragmentData)
+        await peer.receive_one(FragmentData)
+        await peer.send(failed(first, ErrorCode.TIMEOUT))
+        await peer.receive_one(FragmentData)
+        await peer.send(failed(first, ErrorCode.TIMEOUT))  # it waits for longer than the reconnection takes
+
+    async def forgetful(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_one(StreamInit)
+        await peer.send(refused(ErrorCode.STREAM_NOT_FOUND))
+        await peer.receive_one(StreamInit)
+        await peer.send(ready(session_id="s2"))
+        await peer.dub_rest()
+
+    async with worker_on(dropping, forgetful) as (worker, server):
+        await dub(worker, 2)
+    sent = [event.sequence_number for event in server.peers[1].heard if isinstance(event, FragmentData)]
+    assert sent == [0, 1]
+
+
 async def test_a_silent_server_is_left_and_tried_again(autojump_clock: MockClock) -> None:
     async def silent(peer: Peer) -> None:
         await peer.open()
@@ -415,6 +470,21 @@ async def test_a_stream_the_server_does_not_want(autojump_clock: MockClock) -> N
         async with worker_on(script):
             pytest.fail("it was let in")
     assert caught.group_contains(DubbingRefused, match="UNSUPPORTED_LANGUAGE")
+
+
+async def test_a_server_that_is_full_says_so_at_once(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_one(StreamInit)
+        await peer.send(refused(ErrorCode.TOO_MANY_STREAMS))
+        await trio.sleep_forever()
+
+    start = trio.current_time()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with worker_on(script):
+            pytest.fail("it was let in")
+    assert caught.group_contains(DubbingRefused, match="TOO_MANY_STREAMS")
+    assert trio.current_time() - start < 1
 
 
 async def test_a_server_that_says_nothing_at_all(autojump_clock: MockClock) -> None:
