@@ -237,7 +237,7 @@ def _show(options: Options, slots: list[Slot], results: list[FragmentProcessed])
             Text(heard),
             Text(said),
         )
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of files are not markup
     if shown:
         console.print(table)
     counts = [f"{sum(r.status == status for r in results)} {status}" for status in ("success", "partial", "failed")]

@@ -324,8 +324,12 @@ class Connection:
 
     async def _keep_alive(self) -> None:
         while self._engine.closed is None:
+            pong: Frame | None = None
             with trio.move_on_at(self._engine.deadline):
-                await self._to_writer.send([await self._pongs.receive()])
+                pong = await self._pongs.receive()
+            if pong is not None:
+                with trio.move_on_at(self._engine.deadline):  # a later one: the ping has moved it
+                    await self._to_writer.send([pong])
             self._engine.tick(trio.current_time())
         self._lose(self._engine.closed)
 

@@ -99,6 +99,8 @@ def read_media(path: Path) -> Media:
             track = container.streams.best("audio")
             if not isinstance(track, av.AudioStream):
                 raise MediaError(f"{path}: there is no sound in it")
+            if track.codec_context is None:
+                raise MediaError(f"{path}: its sound is of a kind that cannot be decoded")
             has_video = _pictures(container) is not None
             samples, rate_hz, begins, damaged = _decode(container, track)
             begins_s = max(0.0, begins - (container.start_time or 0) / av.time_base) if has_video else 0.0
@@ -171,12 +173,19 @@ def check_output(path: Path, source: Path) -> None:
         raise MediaError(f"{path}: its name must end in one of {' '.join(_KINDS)}")
     if path.is_dir():
         raise MediaError(f"{path}: is a folder")
-    if path.exists() and path.samefile(source):
+    if _same(path, source):
         raise MediaError(f"{path}: is the input, which is never overwritten")
     if not path.parent.is_dir():
         raise MediaError(f"{path.parent}: no such folder")
     if not os.access(path.parent, os.W_OK):
         raise MediaError(f"{path.parent}: cannot be written to")
+
+
+def _same(path: Path, source: Path) -> bool:
+    try:
+        return path.samefile(source)
+    except OSError:  # one of them is not there, or not to be reached: reading or writing it will say so
+        return False
 
 
 def write_media(path: Path, samples: Pcm, source: Media) -> None:

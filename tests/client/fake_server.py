@@ -119,7 +119,10 @@ class Peer:
         """As long as `alive` holds."""
         while self.alive:
             await trio.sleep(25)
-            await self._websocket.send_message("2")
+            await self.ping()
+
+    async def ping(self) -> None:
+        await self._websocket.send_message("2")
 
     async def open(self, *, max_inflight: int = 2, session_id: str = "s1", binary: bool = False) -> StreamInit:
         """Accept, take ``stream:init`` and answer ``stream:ready``."""

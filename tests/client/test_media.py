@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -182,8 +183,12 @@ def test_files_that_hold_no_sound(tmp_path: Path) -> None:
         pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
         out.mux(pictures.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
         out.mux(pictures.encode(None))
+    unknown = struct.pack("<HHIIHH", 0x1234, 1, 8_000, 16_000, 2, 16)  # a codec number that nobody has
+    body = b"WAVEfmt " + struct.pack("<I", len(unknown)) + unknown + b"data" + struct.pack("<I", 1_600) + bytes(1_600)
+    (tmp_path / "odd.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
     for name, why in [
         ("text.wav", "not a media file"),
+        ("odd.wav", "cannot be decoded"),
         ("empty.mp3", "not a media file"),
         ("silent.mp4", "no sound"),
         ("none.wav", "No such file"),
@@ -197,6 +202,7 @@ def test_outputs_that_cannot_be_written_are_known_before_the_work(tmp_path: Path
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "link.wav").symlink_to(source)
     check_output(tmp_path / "new.wav", source)
+    check_output(source, tmp_path / "missing.wav")  # whoever reads it will say that it is not there
     for name, why in [
         ("a.wav", "the input"),
         ("link.wav", "the input"),
