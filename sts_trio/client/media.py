@@ -33,7 +33,8 @@ RATES_HZ: Final = range(8_000, 96_001)
 
 _OTHER_RATE_HZ: Final = 48_000  # for sources at rates the wire does not carry
 _GAP_S: Final = 0.05  # a hole in the timestamps that is longer is a hole in the programme; containers round to less
-_LONGEST_GAP_S: Final = 10.0  # beyond that the clock was changed, not the programme interrupted
+_LONGEST_GAP_S: Final = 10.0  # beyond that the clock was changed, not the programme interrupted ...
+_LONGEST_GAP_BESIDE_PICTURES_S: Final = 3_600.0  # ... but pictures follow the clock, and sound must stay beside them
 _ENCODE_FRAMES: Final = 4_096
 
 _SOUND: Final = {
@@ -91,8 +92,11 @@ def scratch(frames: int, channels: int) -> Pcm:
 def read_media(path: Path) -> Media:
     """The sound of a media file: its default audio track, with holes in its timestamps filled by silence.
 
+    Sound alone that jumps by more than 10 s goes on without a hole. Beside pictures holes of up to an hour are filled.
+
     Raises:
-        MediaError: there is no such file, it is no media file, or there is no sound in it.
+        MediaError: there is no such file, it is no media file, there is no sound in it, or it cannot stay beside the
+            file's pictures.
     """
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
@@ -102,7 +106,7 @@ def read_media(path: Path) -> Media:
             if track.codec_context is None:
                 raise MediaError(f"{path}: its sound is of a kind that cannot be decoded")
             has_video = _pictures(container) is not None
-            samples, rate_hz, begins, damaged = _decode(container, track)
+            samples, rate_hz, begins, damaged = _decode(container, track, has_video)
             begins_s = max(0.0, begins - (container.start_time or 0) / av.time_base) if has_video else 0.0
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: {_reason(error)}") from None
@@ -120,12 +124,15 @@ def _pictures(container: av.container.InputContainer) -> av.VideoStream | None:
     return next(moving, None)
 
 
-def _decode(container: av.container.InputContainer, track: av.AudioStream) -> tuple[Pcm, int, float, int]:
+def _decode(
+    container: av.container.InputContainer, track: av.AudioStream, has_video: bool
+) -> tuple[Pcm, int, float, int]:
     """Samples, their rate, the time of the first one in seconds, and the number of packets left out."""
     layout = "mono" if track.codec_context.channels == 1 else "stereo"
     rate_hz = track.codec_context.sample_rate
     rate_hz = rate_hz if rate_hz in RATES_HZ else _OTHER_RATE_HZ
     convert = setup = begins = None
+    clock_s = 0.0  # when, by the present clock, the first sample would have been
     frames = damaged = 0
     with tempfile.TemporaryFile(prefix="sts-trio-") as file:
 
@@ -142,19 +149,23 @@ def _decode(container: av.container.InputContainer, track: av.AudioStream) -> tu
                 continue
             for frame in decoded:
                 if begins is None:
-                    begins = frame.time or 0.0
+                    begins = clock_s = frame.time or 0.0
                 if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
                     frames += write(convert.resample(None)) if convert else 0  # the programme changed its format
                     convert = av.AudioResampler(format="s16", layout=layout, rate=rate_hz)
                 assert convert is not None
-                gap_s = 0.0 if frame.time is None else frame.time - begins - frames / rate_hz
-                if _GAP_S < gap_s <= _LONGEST_GAP_S:
+                gap_s = 0.0 if frame.time is None else frame.time - clock_s - frames / rate_hz
+                if abs(gap_s) > _LONGEST_GAP_S and not has_video:
+                    clock_s += gap_s
+                elif gap_s > _LONGEST_GAP_BESIDE_PICTURES_S:
+                    raise MediaError(f"{container.name}: there is a hole of {gap_s:.0f} s in its sound")
+                elif gap_s > _GAP_S:
                     missing = round(gap_s * rate_hz)
-                    file.write(bytes(missing * 2 * len(convert.layout.channels)))
+                    file.seek(missing * 2 * len(convert.layout.channels), os.SEEK_CUR)  # zeros that take no room
                     frames += missing
                 frames += write(convert.resample(frame))
         frames += write(convert.resample(None)) if convert else 0
-        file.flush()
+        file.truncate()
         channels = 1 if layout == "mono" else 2
         samples = np.memmap(file, np.int16, "r", shape=(frames, channels)) if frames else np.zeros((0, channels), "i2")
     return samples, rate_hz, begins or 0.0, damaged

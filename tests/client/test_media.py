@@ -105,20 +105,53 @@ def test_more_than_two_channels_are_mixed_to_two(tmp_path: Path) -> None:
     assert read_media(path).samples.shape == (16_000, 2)
 
 
-def test_a_hole_in_the_timestamps_is_silence(tmp_path: Path) -> None:
-    path = tmp_path / "hole.mka"
+def write_pieces(path: Path, *begins_s: int, pictures: bool = False) -> Path:
+    """A second of a constant at each of these moments; beside it a picture now and then."""
     with av.open(str(path), "w") as out:
         track = out.add_stream("pcm_s16le", rate=8_000, layout="mono")
-        for begins in (0, 24_000):
+        film = out.add_stream("libx264", rate=1) if pictures else None
+        if film is not None:
+            film.width, film.height, film.pix_fmt = 32, 32, "yuv420p"
+        for at in begins_s:
+            if film is not None:
+                picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+                picture.pts, picture.time_base = at, Fraction(1)
+                out.mux(film.encode(picture))
             frame = av.AudioFrame.from_ndarray(np.full((1, 8_000), 1_000, np.int16), format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 8_000, begins, Fraction(1, 8_000)
+            frame.sample_rate, frame.pts, frame.time_base = 8_000, at * 8_000, Fraction(1, 8_000)
             out.mux(track.encode(frame))
         out.mux(track.encode(None))
-    samples = read_media(path).samples[:, 0]
-    assert len(samples) == 32_000
-    assert (samples[:8_000] == 1_000).all()
-    assert (samples[8_000:24_000] == 0).all()
-    assert (samples[24_000:] == 1_000).all()
+        if film is not None:
+            out.mux(film.encode(None))
+    return path
+
+
+def pieces(media: Media) -> list[int]:
+    """In which seconds there is sound."""
+    seconds = media.samples[:, 0].reshape(-1, 8_000)
+    assert set(np.unique(seconds)) <= {0, 1_000}
+    return [int(number) for number in np.flatnonzero((seconds == 1_000).all(axis=1))]
+
+
+def test_a_hole_in_the_timestamps_is_silence(tmp_path: Path) -> None:
+    assert pieces(read_media(write_pieces(tmp_path / "hole.mka", 0, 3, 5))) == [0, 3, 5]
+
+
+@pytest.mark.parametrize("jump_s", [20, 400_000])
+def test_sound_alone_goes_on_where_its_clock_jumped_and_later_holes_are_holes(tmp_path: Path, jump_s: int) -> None:
+    path = write_pieces(tmp_path / "jump.mka", 0, jump_s, jump_s + 2, jump_s + 4)
+    assert pieces(read_media(path)) == [0, 1, 3, 5]
+
+
+def test_sound_beside_pictures_stays_beside_them(tmp_path: Path) -> None:
+    media = read_media(write_pieces(tmp_path / "film.mkv", 0, 20, 22, 1_000, pictures=True))
+    assert media.has_video
+    assert pieces(media) == [0, 20, 22, 1_000]
+
+
+def test_sound_that_cannot_stay_beside_its_pictures_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"film\.mkv: there is a hole of 7199 s in its sound"):
+        read_media(write_pieces(tmp_path / "film.mkv", 0, 7_200, pictures=True))
 
 
 def test_damaged_packets_are_left_out_and_counted(tmp_path: Path) -> None:
