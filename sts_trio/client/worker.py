@@ -10,7 +10,7 @@ The rules: at most `max_inflight` fragments are anywhere at once, as the server 
 server never has to slow us down; if it does all the same, it is obeyed. What failed or was refused in a way that may
 pass becomes due again, a bounded number of times. After a reconnection everything outstanding becomes due again: the
 server knows fragments by their ids and processes none of them twice. An applied result is acknowledged. ``stream:end``
-leaves when there is nothing in any of the three.
+leaves when there is nothing in any of the three: a session that is lost after that has lost nothing but its counts.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ async def open_worker(
         async with trio.open_nursery() as nursery:
             await nursery.start(worker._run)
             yield worker
-            if worker.complete is None:
+            if not worker._over:
                 nursery.cancel_scope.cancel()  # else it is about to leave politely, in a bounded time
     except BaseExceptionGroup as group:
         if len(group.exceptions) == 1:  # whoever uses the worker need not know that there is a nursery in it
@@ -123,7 +123,7 @@ class Worker:
 
     Attributes:
         ready: the server's answer to ``stream:init``, of the present connection.
-        complete: the server's ``stream:complete``, once everything was dubbed.
+        complete: the server's ``stream:complete``, once everything was dubbed; still None if only that was lost.
     """
 
     ready: StreamReady
@@ -140,7 +140,10 @@ class Worker:
         self._finished: deque[FragmentProcessed] = deque()
         self._taken: str | None = None
         self._acks: deque[str] = deque()
-        self._ending = self._end_sent = False
+        self._ending = False
+        self._end_sent = False  # in this session: nothing is left to lose with it
+        self._end_due = True  # on this connection
+        self._over = False
         self._paused = False
         self._delay_s = 0.0  # between fragments, while the server asks for it
         self._not_before = -math.inf
@@ -192,7 +195,7 @@ class Worker:
             self._changed.unpark_all()
         while not self._finished:
             self._check()
-            if self.complete is not None:
+            if self._over:
                 raise StopAsyncIteration
             await self._changed.park()
         result = self._finished.popleft()
@@ -212,17 +215,20 @@ class Worker:
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """One connection after the other, until the stream is complete or it is no use any more."""
         started = trio.Event()
-        while self.complete is None:
+        while not self._over:
             failure: DubbingError | None = None
             try:
                 await self._converse(started, task_status)
             except* DubbingError as group:
                 failure = _first(group)
-            if failure is None:
+            if failure is None or self._over:
                 break
             if not started.is_set():
                 raise failure
             if not failure.retryable or self._reconnects == MAX_RECONNECTS:
+                if self._end_sent:
+                    self._finish_without_counts(str(failure))
+                    break
                 self._failure = failure
                 break
             log.warning("reconnecting", reason=str(failure))
@@ -244,8 +250,9 @@ class Worker:
             if not started.is_set():
                 started.set()
                 task_status.started()
-            nursery.start_soon(self._send_due, connection)
-            await self._receive(connection)
+            if not self._over:
+                nursery.start_soon(self._send_due, connection)
+                await self._receive(connection)
             await connection.close()
             nursery.cancel_scope.cancel()
 
@@ -260,6 +267,9 @@ class Worker:
                 if isinstance(event, ErrorEvent) and event.fragment_id is None and event.code != ErrorCode.SEQUENCE_GAP:
                     if self._session_id is None:
                         raise DubbingRefused(event.code, event.message)
+                    if self._end_sent:
+                        self._finish_without_counts(event.message)
+                        return
                     self._session_id = None  # the server has forgotten it: what is outstanding goes to a new one
                     await connection.send(self._init())
                 else:
@@ -285,7 +295,9 @@ class Worker:
         self.ready = ready
         fresh = ready.session_id != self._session_id
         self._session_id = ready.session_id
-        self._end_sent = self._paused = False
+        self._end_sent = self._end_sent and not fresh
+        self._end_due = True
+        self._paused = False
         self._delay_s, self._not_before = 0.0, -math.inf
         now = trio.current_time()
         for fragment in self._outstanding.values():
@@ -311,8 +323,8 @@ class Worker:
                 fragment.due = None
                 self._not_before = now + self._delay_s
                 await connection.send(self._carried(fragment.data))
-            elif self._ending and not self._inflight and not self._end_sent:
-                self._end_sent = True
+            elif self._ending and not self._inflight and self._end_due:
+                self._end_sent, self._end_due = True, False
                 await connection.send(StreamEnd(self._stream.stream_id, "the programme ended"))
             else:
                 await self._change(math.inf)
@@ -335,7 +347,7 @@ class Worker:
 
     async def _receive(self, connection: Connection) -> None:
         """Handle events until the stream is complete."""
-        while self.complete is None:
+        while not self._over:
             with trio.move_on_after(PATIENCE_S):
                 self._handle(await connection.receive())
                 continue
@@ -357,6 +369,7 @@ class Worker:
                 if not self._end_sent:
                     raise ConnectionLost(self._address.url, "the server ended the stream early")
                 self.complete = event
+                self._over = True
         self._changed.unpark_all()
 
     def _take_result(self, result: FragmentProcessed) -> None:
@@ -379,6 +392,9 @@ class Worker:
         if error.code == ErrorCode.SEQUENCE_GAP:  # the only one that refuses nothing, whatever its severity
             log.warning("server_warning", code=error.code, message=error.message)
             return
+        if error.code == ErrorCode.STREAM_NOT_FOUND and self._end_sent:
+            self._finish_without_counts(error.message)
+            return
         if error.code == ErrorCode.STREAM_NOT_FOUND:  # the server has lost it, or is shutting down
             self._session_id = None
             raise ConnectionLost(self._address.url, error.message)
@@ -392,6 +408,12 @@ class Worker:
             fragment.refusals += 1
             return
         self._finish(fragment, _refused(fragment.data, error))
+
+    def _finish_without_counts(self, reason: str) -> None:
+        """The session is gone, and had no more to say than ``stream:complete``: every result is applied."""
+        log.warning("completion_lost", reason=reason)
+        self._over = True
+        self._changed.unpark_all()
 
     def _finish(self, fragment: _Fragment, result: FragmentProcessed) -> None:
         del self._outstanding[fragment.data.fragment_id]

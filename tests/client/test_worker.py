@@ -440,6 +440,55 @@ async def dub_unwrapped(worker: Worker) -> None:
         pass
 
 
+async def dropping_at_the_end(peer: Peer) -> None:
+    """Dubs everything; its ``stream:complete`` is lost with the connection."""
+    await peer.open()
+    while not isinstance(event := await peer.receive(), StreamEnd):
+        if isinstance(event, FragmentData):
+            await peer.send(dubbed(event))
+
+
+async def test_a_lost_completion_is_said_again_by_the_session(autojump_clock: MockClock) -> None:
+    async def resuming(peer: Peer) -> None:
+        assert (await peer.open()).resume is not None
+        await peer.send(complete())
+        await peer.receive()
+
+    async with worker_on(dropping_at_the_end, resuming) as (worker, _):
+        assert len(await dub(worker, 2)) == 2
+    assert worker.complete == complete()
+
+
+async def test_a_session_that_is_gone_after_everything_was_applied_has_lost_nothing(autojump_clock: MockClock) -> None:
+    async def forgetful(peer: Peer) -> None:
+        await peer.accept()
+        assert (await peer.receive_one(StreamInit)).resume is not None
+        await peer.send(refused(ErrorCode.STREAM_NOT_FOUND))
+        pytest.fail(f"it wants more: {await peer.receive()}")
+
+    async with worker_on(dropping_at_the_end, forgetful) as (worker, server):
+        assert [result.status for result in await dub(worker, 2)] == ["success", "success"]
+    assert worker.complete is None
+    assert len(server.peers) == 2
+
+
+async def test_a_session_that_is_gone_before_it_hears_of_its_end_has_lost_nothing(autojump_clock: MockClock) -> None:
+    async def cancelled(peer: Peer) -> None:
+        await dropping_at_the_end(peer)
+        await peer.send(refused(ErrorCode.STREAM_NOT_FOUND))
+        await peer.receive()
+
+    async with worker_on(cancelled) as (worker, _):
+        assert len(await dub(worker, 2)) == 2
+    assert worker.complete is None
+
+
+async def test_a_server_that_is_gone_after_everything_was_applied_fails_nothing(autojump_clock: MockClock) -> None:
+    async with worker_on(dropping_at_the_end) as (worker, _):
+        assert len(await dub(worker, 2)) == 2
+    assert worker.complete is None
+
+
 # ---------------------------------------------------------------------------------------------- no stream at all
 
 
