@@ -163,6 +163,7 @@ class ResultAck:
     fragment_id: Id
     status: Annotated[str, OneOf("received", "applied")]
     timestamp: Count | None = None
+    stream_id: Id | None = None  # for a connection with several streams; without it, all of them are meant
 
 
 @frozen

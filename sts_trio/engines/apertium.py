@@ -62,7 +62,12 @@ class ApertiumEngine:
             if not _TRANSLATES.fullmatch(path.stem):
                 continue
             source, _, target = path.stem.partition("-")
-            commands = read_mode(path.read_text(encoding="utf-8"))
+            try:
+                commands = read_mode(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise EngineUnavailable(
+                    f"{path} cannot be read ({error}): apt install --reinstall its package"
+                ) from error
             if all(shutil.which(program) for program, *_ in commands):
                 variants = pairs.setdefault((language_code(source), language_code(target)), {})
                 variants[subtags(source), subtags(target)] = commands

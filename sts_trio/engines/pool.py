@@ -31,6 +31,14 @@ Res = TypeVar("Res")
 log = structlog.get_logger(__name__)
 
 
+class EngineDefect(Exception):
+    """An engine raised what is no `EngineFailure`: a defect of ours or of its library, not of the request."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
+
+
 @define(eq=False)
 class _Call:
     """One running call: cancelled when nobody waits for any part of it."""
@@ -47,7 +55,7 @@ class _Ticket(Generic[Req, Res]):
     stream: str
     queued_at: float
     settled: trio.Event = field(factory=trio.Event)
-    outcome: Res | EngineFailure | None = None
+    outcome: Res | EngineFailure | EngineDefect | None = None
     call: _Call | None = None
 
 
@@ -102,6 +110,7 @@ class Pool(Generic[Req, Res]):
 
         Raises:
             EngineFailure: what the engine answered; `TEMPORARY_UNAVAILABLE` where too many requests wait.
+            EngineDefect: the engine raised something that it never should.
         """
         if len(self._queue) >= self._max_waiting:
             raise EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{self.label}: too many requests are waiting")
@@ -115,6 +124,8 @@ class Pool(Generic[Req, Res]):
                 self._give_up(ticket)
         if isinstance(ticket.outcome, EngineFailure):
             raise EngineFailure(ticket.outcome.code, str(ticket.outcome))  # a batch may share one failure
+        if isinstance(ticket.outcome, EngineDefect):
+            raise EngineDefect(ticket.outcome.error) from ticket.outcome.error
         assert ticket.outcome is not None
         return ticket.outcome
 
@@ -146,23 +157,26 @@ class Pool(Generic[Req, Res]):
 
     async def _answer(self, instance: Instance[Req, Res], batch: Sequence[_Ticket[Req, Res]]) -> None:
         """Call the model and leave each outcome at its ticket, whatever happens."""
-        outcomes: Sequence[Res | EngineFailure] = ()
-        with trio.CancelScope() as scope:
-            call = _Call(scope, waiting=len(batch))
-            for ticket in batch:
-                ticket.call = call
-            try:
+        outcomes: Sequence[Res | EngineFailure | EngineDefect] = ()
+        scope = trio.CancelScope()
+        call = _Call(scope, waiting=len(batch))
+        for ticket in batch:
+            ticket.call = call
+        try:
+            # The scope is inside: it takes its Cancelled out of a group, and what is left of that is a defect.
+            with scope:
                 outcomes = await instance([ticket.request for ticket in batch])
                 if len(outcomes) != len(batch):
                     raise RuntimeError(f"{self._engine.name}: {len(outcomes)} answers to {len(batch)} requests")
-            except EngineFailure as failure:
-                outcomes = [failure] * len(batch)
-            except Exception:
-                # A defect of an engine or its library costs this batch, not the slot and everybody behind it.
+        except EngineFailure as failure:
+            outcomes = [failure] * len(batch)
+        except Exception as error:
+            # A defect of an engine or its library costs this batch, not the slot and everybody behind it.
+            outcomes = [EngineDefect(error)] * len(batch)
+            if call.waiting == 0:
                 log.exception("engine_defect", pool=self.label, engine=self._engine.name)
-                outcomes = [EngineFailure(ErrorCode.INTERNAL_ERROR, f"{self.label}: internal error")] * len(batch)
-        if scope.cancelled_caught:
-            return  # nobody waits for any of it
+        if not outcomes:
+            return  # cancelled: nobody waits for any of it
         for ticket, outcome in zip(batch, outcomes, strict=True):
             ticket.outcome = outcome
             ticket.settled.set()

@@ -1,8 +1,8 @@
 """The root of the server: who runs, and who stops first.
 
     root nursery
-    |- signal watcher, GPU sampler
-    `- engine pools
+    |- signal watcher
+    `- engine pools, GPU sampler
        `- doors, with one task per connection
           `- sessions, one task per stream
 
@@ -134,6 +134,7 @@ class Server:
             await gateway.drain()
         if scope.cancelled_caught:
             log.warning("drain_timed_out", streams=gateway.active_streams)
+            gateway.abandon()
 
     def _health(self) -> Health:
         return Health(

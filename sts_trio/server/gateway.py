@@ -76,6 +76,7 @@ class Gateway:
         self._links: dict[str, _Link] = {}
         self._closed_because: str | None = "the server is starting"
         self._stream_gone = trio.Event()
+        self._completed: dict[str, int] = {}  # streams of a connection that completed, until it is closed for it
         self._handlers: dict[type[WorkerEvent], Callable[[Peer, Any], ServerEvent | None]] = {
             StreamInit: self._init,
             FragmentData: self._fragment,
@@ -127,7 +128,10 @@ class Gateway:
         """Its streams go on without it for `RESUME_GRACE_S`."""
         for link in self._links_of(peer):
             link.peer = None
-            link.session.detach()
+            if self._closed_because is None:
+                link.session.detach()
+            else:
+                link.session.cancel()  # it cannot come back: the door is closed
 
     async def drain(self) -> None:
         """Take nothing new; return when every stream has completed what was in flight."""
@@ -140,6 +144,11 @@ class Gateway:
         while self._links:
             self._stream_gone = trio.Event()
             await self._stream_gone.wait()
+
+    def abandon(self) -> None:
+        """The time for draining is over: what is still in flight fails, so that every fragment has its result."""
+        for link in list(self._links.values()):
+            link.session.abandon(ErrorCode.TEMPORARY_UNAVAILABLE, "the server is shutting down")
 
     # ---------------------------------------------------------------- events, one each
 
@@ -176,6 +185,7 @@ class Gateway:
         assert init.resume is not None
         if (
             link is None
+            or link.session.is_gone
             or link.session.session_id != init.resume.session_id
             or link.session.worker_id != init.worker_id
         ):
@@ -207,8 +217,9 @@ class Gateway:
         return session.receive(data)
 
     def _acknowledge(self, peer: Peer, ack: ResultAck) -> None:
-        for link in self._links_of(peer):  # the event names no stream
-            link.session.acknowledge(ack.fragment_id)
+        for link in self._links_of(peer):
+            if ack.stream_id in (None, link.session.stream_id):
+                link.session.acknowledge(ack.fragment_id)
 
     # ---------------------------------------------------------------- refusals
 
@@ -243,6 +254,8 @@ class Gateway:
         """Existing workers count on after a refusal: the number of what was refused must not hold others up."""
         link = self._links.get(stream_id or "")
         number = args[0].get("sequence_number") if args and isinstance(args[0], dict) else None
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
         if link is not None and link.peer is peer and fragment_id and type(number) is int and number >= 0:
             link.session.pass_over(fragment_id, number)
 
@@ -279,10 +292,16 @@ class Gateway:
             if self._links.get(session.stream_id) is link:
                 del self._links[session.stream_id]
             self._stream_gone.set()
-        peer = link.peer
-        if completed and peer is not None:
-            await trio.sleep(CLOSE_AFTER_COMPLETE_S)
-            if not self._links_of(peer):  # it may have opened another stream
+        if completed and link.peer is not None:
+            await self._close_later(link.peer)
+
+    async def _close_later(self, peer: Peer) -> None:
+        """Close a connection after its last stream has completed; one that opened another stream stays."""
+        completed = self._completed[peer.id] = self._completed.get(peer.id, 0) + 1
+        await trio.sleep(CLOSE_AFTER_COMPLETE_S)
+        if self._completed[peer.id] == completed:  # none has completed since
+            del self._completed[peer.id]
+            if not self._links_of(peer):
                 peer.close()
 
 

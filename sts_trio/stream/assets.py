@@ -81,12 +81,12 @@ class Fragment:
 
     Attributes:
         late: a retry whose number has passed: its result leaves when it is ready.
-        accepted_at, started_at, finished_at, deadline: trio's clock, in seconds; the deadline starts when processing
-            does.
+        accepted_at, started_at, finished_at, deadline: trio's clock, in seconds. The deadline starts when processing
+            does. What has not happened yet is infinite.
         token: on whose behalf one of the stream's tokens was taken.
         original: the decoded audio at the fragment's own rate, shape ``(frames, channels)``.
         speech: the same at 16 kHz mono.
-        context: what the stream said before this fragment.
+        context: what the stream said before this fragment; empty for a late one.
         dubbed: the encoded audio of the result, fallback included.
         timings_ms: time in each stage, waiting for a free instance included.
     """
@@ -95,8 +95,8 @@ class Fragment:
     late: bool
     accepted_at: float
     deadline: float = float("inf")
-    started_at: float | None = None
-    finished_at: float = 0.0
+    started_at: float = float("inf")
+    finished_at: float = float("inf")
     token: object = None
     original: Samples | None = field(default=None, repr=False)
     speech: Samples | None = field(default=None, repr=False)
@@ -125,6 +125,11 @@ class Fragment:
     def processing_time_ms(self) -> int:
         """From being accepted to being finished; waiting for earlier numbers to be emitted is not part of it."""
         return round((self.finished_at - self.accepted_at) * 1000)
+
+    @property
+    def busy_ms(self) -> int:
+        """Of these, from getting its token on."""
+        return round(max(0.0, self.finished_at - self.started_at) * 1000)
 
     @property
     def status(self) -> str:

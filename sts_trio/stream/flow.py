@@ -68,5 +68,5 @@ class FlowControl:
 
 
 def default_critical(max_inflight: int) -> int:
-    """``BACKPRESSURE_CRITICAL`` where it is not set: one above what a worker reaches that pauses when told to."""
+    """``BACKPRESSURE_CRITICAL`` where it is not set: M more than where a worker is told to pause."""
     return 3 * max_inflight + 1

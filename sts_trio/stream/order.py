@@ -43,9 +43,9 @@ class ResultOrder(Generic[T]):
     _retryable: dict[int, str] = field(factory=dict, init=False)  # refused, or failed for now: number -> fragment_id
 
     @property
-    def parked(self) -> int:
-        """Finished results that wait for an earlier number."""
-        return len(self._parked)
+    def longest_parked(self) -> T | None:
+        """Of the finished results that wait, the one that has waited longest."""
+        return next(iter(self._parked.values()), None)
 
     def admit(self, fragment_id: str, number: int) -> bool:
         """Take a fragment in; True where it is late, so that its result leaves when it is ready, outside the order.
@@ -66,8 +66,16 @@ class ResultOrder(Generic[T]):
         self._open[number] = fragment_id
         return False
 
+    def pass_over(self, fragment_id: str, number: int) -> None:
+        """A fragment was refused: its number holds nobody up, and it may be sent again.
+
+        A refusal changes nothing about a number that has passed, or that another fragment uses.
+        """
+        if number not in self._open and (self.next_number is None or number >= self.next_number):
+            self.allow_retry(fragment_id, number)
+
     def allow_retry(self, fragment_id: str, number: int) -> None:
-        """This fragment was refused, or failed in a way that may pass: it holds nobody up, and may be sent again."""
+        """A fragment's result was a failure that may pass: it may be sent again."""
         self._retryable[number] = fragment_id
         if len(self._retryable) > MAX_RETRYABLE:
             del self._retryable[next(iter(self._retryable))]

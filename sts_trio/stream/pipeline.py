@@ -95,23 +95,23 @@ class Pipeline:
 
     async def _perform(self, step: _Step, fragment: Fragment) -> None:
         """Do the step's work on `fragment` within its deadline; whatever goes wrong ends up in the fragment."""
-        started = trio.current_time()
-        with trio.CancelScope(deadline=fragment.deadline) as scope:
-            try:
+        began = trio.current_time()
+        try:
+            with trio.CancelScope(deadline=fragment.deadline) as scope:
                 await step.action(fragment)
-            except EngineFailure as failure:
-                fragment.fail(step.stage, failure.code, str(failure))
-                log.warning("fragment_failed", stage=step.stage, code=failure.code, reason=str(failure))
-            except Exception:
-                # A defect of ours costs this fragment, not its stream: one bad fragment never harms the next.
-                error_id = self._new_error_id()
-                log.exception("internal_error", stage=step.stage, error_id=error_id)
-                fragment.fail(step.stage, ErrorCode.INTERNAL_ERROR, f"internal error {error_id}")
-        if scope.cancelled_caught:
-            spent_ms = round((trio.current_time() - (fragment.started_at or started)) * 1000)
-            fragment.fail(step.stage, ErrorCode.TIMEOUT, f"{step.stage} had not finished after {spent_ms} ms")
-            log.warning("fragment_timed_out", stage=step.stage, spent_ms=spent_ms)
-        fragment.timings_ms[step.stage] = round((trio.current_time() - started) * 1000)
+            if scope.cancelled_caught:
+                spent_ms = round((trio.current_time() - fragment.started_at) * 1000)
+                fragment.fail(step.stage, ErrorCode.TIMEOUT, f"{step.stage} had not finished after {spent_ms} ms")
+                log.warning("fragment_timed_out", stage=step.stage, spent_ms=spent_ms)
+        except EngineFailure as failure:
+            fragment.fail(step.stage, failure.code, str(failure))
+            log.warning("fragment_failed", stage=step.stage, code=failure.code, reason=str(failure))
+        except Exception:
+            # A defect of ours costs this fragment, not its stream: one bad fragment never harms the next.
+            error_id = self._new_error_id()
+            log.exception("internal_error", stage=step.stage, error_id=error_id)
+            fragment.fail(step.stage, ErrorCode.INTERNAL_ERROR, f"internal error {error_id}")
+        fragment.timings_ms[step.stage] = round((trio.current_time() - began) * 1000)
 
     async def _fall_back(self, fragment: Fragment) -> None:
         """A failed fragment's worker still has something to play, unless even that cannot be made in time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from attrs import frozen
@@ -13,6 +13,9 @@ from protocol.errors import Stage
 from ..engines.suite import Models
 from ..observe.metrics import Metrics
 from .assets import Fragment
+
+OPTIONAL_KEYS: Final = frozenset({"gpu_utilization", "warnings", "late"})
+"""Keys that say something by being there: a worker's own must not pass for ours."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +51,8 @@ class Reporter:
 
     def _metadata(self, fragment: Fragment) -> dict[str, Any]:
         """The worker's own keys as they came, then ours."""
-        audio = fragment.audio
-        metadata: dict[str, Any] = dict(fragment.data.metadata or {})
+        audio = fragment.audio if fragment.error is None else None
+        metadata = {key: value for key, value in (fragment.data.metadata or {}).items() if key not in OPTIONAL_KEYS}
         metadata |= {
             "asr_model": self.models.asr.name,
             "translation_model": self.models.translation.name,

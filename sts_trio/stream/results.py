@@ -6,18 +6,22 @@ never acknowledge, so without the budget a stream's memory would grow for days. 
 
 from __future__ import annotations
 
+import orjson
 from attrs import define, field
 
 from protocol.dubbing import FragmentProcessed
 
 OVERHEAD_BYTES = 1_024
-"""What a result weighs beside its audio and texts: ids, timings, metadata."""
+"""What a result weighs beside its audio, texts and metadata: ids, timings, the objects themselves."""
 
 
 def weight_bytes(result: FragmentProcessed) -> int:
     """Memory a kept result is accounted with."""
     audio = len(result.dubbed_audio.data) if result.dubbed_audio else 0
-    return audio + len(result.transcript or "") + len(result.translated_text or "") + OVERHEAD_BYTES
+    texts = 4 * (len(result.transcript or "") + len(result.translated_text or ""))
+    # As objects, small values weigh several times what they do as JSON.
+    metadata = 8 * len(orjson.dumps(result.metadata)) if result.metadata else 0
+    return audio + texts + metadata + OVERHEAD_BYTES
 
 
 @define

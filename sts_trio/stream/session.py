@@ -10,9 +10,8 @@ which the fragment came, however busy the engines are. All of the stream lives i
 
 A fragment holds one of the stream's `max_inflight` tokens while it is being processed: from the moment it leaves the
 waiting queue until its result is finished. A finished result that waits for an earlier number holds none, or a worker
-that sends 5, 6, 7 before 4 would deadlock its own stream. Hence
-
-    in_flight = waiting + tokens held + finished but not yet in turn
+that sends 5, 6, 7 before 4 would deadlock its own stream. in_flight, from which backpressure follows, is what was
+accepted and has not been emitted, wherever it is.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 
 import structlog
@@ -38,9 +38,10 @@ from protocol.dubbing import (
     StreamInit,
     StreamReady,
 )
-from protocol.errors import ErrorCode, PayloadError
+from protocol.errors import ErrorCode, PayloadError, Stage
 
 from ..config import Settings
+from ..engines.base import EngineFailure
 from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
 from .assets import Fragment
@@ -118,15 +119,14 @@ class StreamSession:
         self._accepted: dict[str, Fragment] = {}  # in flight, by fragment_id
         self._order: ResultOrder[Fragment] = ResultOrder()
         self._results = ResultBuffer(settings.result_buffer_bytes)
-        self._flow = FlowControl(
-            self.max_inflight, settings.backpressure_critical or default_critical(self.max_inflight)
-        )
-        self._gap_blocked_at: int | None = None
+        critical = settings.backpressure_critical or default_critical(self.max_inflight)
+        self._flow = FlowControl(self.max_inflight, max(critical, self.max_inflight))
+        self._told = Level.NORMAL
         self._gap_deadline = math.inf
         self._gap_wait = trio.CancelScope()
         self._scope = trio.CancelScope()
-        fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
-        stages = Stages(self.stream_id, self.config, engines, fallback)
+        self._fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
+        stages = Stages(self.stream_id, self.config, engines, self._fallback)
         self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
         self._report = Reporter(self.stream_id, engines.models, metrics)
 
@@ -135,7 +135,7 @@ class StreamSession:
     @property
     def in_flight(self) -> int:
         """Fragments accepted and not yet emitted (contract, "Flow control")."""
-        return len(self._waiting) + self._tokens.borrowed_tokens + self._order.parked
+        return len(self._accepted)
 
     def open(self) -> ServerEvent:
         """Take fragments from here on, and say so."""
@@ -180,7 +180,7 @@ class StreamSession:
 
     def pass_over(self, fragment_id: str, number: int) -> None:
         """A fragment was refused: its number holds nobody up any more, and it may be sent again."""
-        self._order.allow_retry(fragment_id, number)
+        self._order.pass_over(fragment_id, number)
         self._emit_ready()
 
     def acknowledge(self, fragment_id: str) -> None:
@@ -202,6 +202,21 @@ class StreamSession:
         if self.state is not SessionState.ENDED:
             self.state = SessionState.ENDING
         self._something_to_feed.set()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was cancelled, or its grace has passed: it takes nothing and nobody any more."""
+        return self._scope.cancel_called
+
+    def abandon(self, code: ErrorCode, reason: str) -> None:
+        """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream."""
+        for fragment in sorted(self._accepted.values(), key=lambda fragment: (fragment.late, fragment.number)):
+            if math.isinf(fragment.finished_at):
+                fragment.fail(Stage.DECODE, code, reason)
+                fragment.finished_at = trio.current_time()
+            self._deliver(fragment)
+        self._tell(self._completion())
+        self.cancel()
 
     def cancel(self) -> None:
         """Drop everything at once, and say nothing more."""
@@ -227,6 +242,8 @@ class StreamSession:
         if next_number is not None:
             self._results.forget_before(next_number)
         ready = self._tell(self._ready())
+        if self._told is not Level.NORMAL:  # the worker may have missed that it changed
+            self._tell_level()
         for result in self._results.unacknowledged():
             self._tell(result)
         self._attached.set()
@@ -258,7 +275,7 @@ class StreamSession:
 
     def _acknowledgement(self, fragment: Fragment) -> FragmentAck:
         lower = sum(1 for number, _, other in self._waiting if number < fragment.number and other is not fragment)
-        started = fragment.started_at is not None
+        started = not math.isinf(fragment.started_at)
         position = 0 if started else max(0, lower + 1 - int(self._tokens.available_tokens))
         rounds = 1 + math.ceil(position / self.max_inflight)
         return FragmentAck(
@@ -272,12 +289,17 @@ class StreamSession:
     @property
     def _typical_ms(self) -> int:
         """What a fragment takes at present; its whole deadline where none is finished yet."""
-        return self.statistics.recent_average_ms or round(self.timeout_s * 1000)
+        return self.statistics.typical_ms or round(self.timeout_s * 1000)
 
     def _update_flow(self) -> None:
-        level = self._flow.update(self.in_flight)
-        if level is None:
+        if self._flow.update(self.in_flight) is not None:
+            self._tell_level()
+
+    def _tell_level(self) -> None:
+        """Tell the worker the present level; one that is away is told when it is back."""
+        if self._send is None:
             return
+        level = self._told = self._flow.level
         excess = max(0, self.in_flight - self.max_inflight)
         self._metrics.backpressure_events_total.labels(level.severity).inc()
         self._tell(
@@ -307,6 +329,7 @@ class StreamSession:
                 async with trio.open_nursery() as nursery:
                     feed_out, feed_in = trio.open_memory_channel[Fragment](0)
                     done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
+                    nursery.start_soon(self._prepare)
                     nursery.start_soon(self._feed, feed_out)
                     nursery.start_soon(self._pipeline.run, feed_in, done_out)
                     nursery.start_soon(self._emit, done_in)
@@ -316,11 +339,18 @@ class StreamSession:
             completed = not self._scope.cancelled_caught
             log.info("stream_ended", stream_id=self.stream_id, completed=completed)
             return completed
+        except Exception:
+            self.abandon(ErrorCode.INTERNAL_ERROR, "the stream was lost to an internal error")
+            raise
         finally:
             self.state = SessionState.ENDED
             self._metrics.fragments_in_flight.dec(len(self._accepted))
             self._accepted.clear()
             self._waiting.clear()
+
+    async def _prepare(self) -> None:
+        with suppress(EngineFailure):  # then it is made when it is needed
+            await self._fallback.prepare()
 
     async def _feed(self, outlet: trio.MemorySendChannel[Fragment]) -> None:
         """Give waiting fragments a token each, lowest number first, and start their deadlines."""
@@ -349,22 +379,22 @@ class StreamSession:
                 except trio.EndOfChannel:
                     break
                 self._finish(fragment)
-            if self._gap_wait.cancelled_caught:
+            # A new gap may have begun in the very moment in which the old one was closed.
+            if self._gap_wait.cancelled_caught and trio.current_time() >= self._gap_deadline:
                 self._give_up_gap()
         while self._order.gap():
             self._give_up_gap()  # nothing more can come
 
     def _watch_gap(self) -> None:
-        """Start the clock when finished results begin to wait for a missing number, stop it when they do not."""
-        blocked_at = self._order.next_number if self._order.gap() else None
-        if blocked_at == self._gap_blocked_at:
-            return
-        self._gap_blocked_at = blocked_at
-        self._gap_deadline = math.inf if blocked_at is None else trio.current_time() + self._gap_timeout_s
+        """Let no finished result wait for missing numbers longer than the gap timeout, however many are missing."""
+        waits = self._order.longest_parked if self._order.gap() else None
+        self._gap_deadline = math.inf if waits is None else waits.finished_at + self._gap_timeout_s
         self._gap_wait.deadline = self._gap_deadline
 
     def _finish(self, fragment: Fragment) -> None:
         self._tokens.release_on_behalf_of(fragment.token)
+        if fragment.id not in self._accepted:
+            return  # abandoned in this very tick
         fragment.finished_at = trio.current_time()
         if fragment.late:
             self._deliver(fragment)
@@ -374,13 +404,11 @@ class StreamSession:
 
     def _give_up_gap(self) -> None:
         missing = self._order.skip_gap()
-        if not missing:
-            return  # closed in the very moment in which its time was up
         error = ErrorEvent(
             error_id=self._identity.new_id(),
             code=ErrorCode.SEQUENCE_GAP,
             message=f"went on without sequence number {', '.join(map(str, missing[:5]))}"
-            + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
+            + (" and others" if len(missing) > 5 else ""),
             severity=Severity.WARNING,
             retryable=ErrorCode.SEQUENCE_GAP.retryable,
             stream_id=self.stream_id,
@@ -404,7 +432,7 @@ class StreamSession:
         if fragment.error is not None and fragment.error.retryable:
             self._order.allow_retry(fragment.id, fragment.number)
         if not fragment.late:
-            self.statistics.add(result, fragment.slot_ms)
+            self.statistics.add(result, fragment.slot_ms, fragment.busy_ms)
         self._results.keep(result)
         self._tell(result)
         self._report.record(fragment)

@@ -13,11 +13,11 @@ from protocol.errors import ErrorCode
 
 from ..audio import trim_silence_end
 from ..engines.base import AsrRequest, EngineFailure, Samples, SpeechRequest, Transcript, TranslationRequest
-from ..engines.codec import DecodeRequest, EncodeRequest, StretchRequest
+from ..engines.codec import DecodeRequest, StretchRequest
 from ..engines.suite import EngineSuite
 from .assets import AssetStatus, AudioAsset, AudioSpan, Fragment, TextAsset, TranscriptAsset
 from .duration import SlotFitter
-from .fallback import Fallback
+from .fallback import Fallback, encode_request
 
 MAX_CONTEXT_CHARACTERS = 500
 """Of what a stream said before, as much as helps a model and no more."""
@@ -48,12 +48,14 @@ class Stages:
         """Samples to a `TranscriptAsset`; an empty transcript where nothing is said."""
         assert fragment.speech is not None
         answer = Transcript("")
+        if not fragment.late:  # what a retry says was said long ago
+            fragment.context = self._said_before
         if fragment.speech.size:
             request = AsrRequest(
                 samples=fragment.speech,
                 language=self.config.source_language,
                 hints=self.config.domain_hints or (),
-                previous_text=self._said_before,
+                previous_text=fragment.context,
             )
             answer = await self.engines.transcribe.submit(request, stream=self.stream_id)
         transcript = answer.text.strip()
@@ -65,8 +67,8 @@ class Stages:
             transcript=transcript,
             segments=answer.segments,
         )
-        fragment.context = self._said_before
-        self._said_before = transcript[-MAX_CONTEXT_CHARACTERS:]
+        if not fragment.late:
+            self._said_before = transcript[-MAX_CONTEXT_CHARACTERS:]
 
     async def translate(self, fragment: Fragment) -> None:
         """Transcript to a `TextAsset`; an empty one without asking anybody where nothing was said."""
@@ -106,7 +108,7 @@ class Stages:
         if speed != 1.0:
             spoken = await self.engines.stretch.submit(StretchRequest(spoken, rate_hz, speed), stream=self.stream_id)
         if _length_ms(spoken, rate_hz) > slot_ms:
-            spoken = trim_silence_end(spoken, rate_hz)
+            spoken = _audible(trim_silence_end(spoken, rate_hz))
         duration_ms = _length_ms(spoken, rate_hz)
         verdict = self.fitter.judge(duration_ms, slot_ms)
         if verdict.status == "failed":
@@ -132,14 +134,8 @@ class Stages:
         if fragment.audio is None:
             await self.fall_back(fragment)
             return
-        request = EncodeRequest(
-            samples=fragment.audio.samples,
-            sample_rate_hz=fragment.audio.sample_rate_hz,
-            format=self.config.format,
-            output_rate_hz=self.config.sample_rate_hz,
-            output_channels=self.config.channels,
-            duration_ms=fragment.slot_ms,
-        )
+        audio = fragment.audio
+        request = encode_request(self.config, audio.samples, audio.sample_rate_hz, fragment.slot_ms)
         self._deliver(fragment, await self.engines.encode.submit(request, stream=self.stream_id))
 
     async def fall_back(self, fragment: Fragment) -> None:
@@ -149,9 +145,7 @@ class Stages:
     async def _synthesize(self, text: str, rate: float) -> tuple[Samples, int]:
         request = SpeechRequest(text, self.config.target_language, self.config.voice_profile, rate)
         speech = await self.engines.speak.submit(request, stream=self.stream_id)
-        if not speech.samples.size:
-            raise EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, "the engine spoke nothing")
-        return speech.samples, speech.sample_rate_hz
+        return _audible(speech.samples), speech.sample_rate_hz
 
     def _deliver(self, fragment: Fragment, data: bytes) -> None:
         fragment.dubbed = Audio(
@@ -162,6 +156,12 @@ class Stages:
             data=data,
             binary=fragment.data.audio.binary,  # it goes back the way it came
         )
+
+
+def _audible(samples: Samples) -> Samples:
+    if not samples.size:
+        raise EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, "the engine spoke nothing")
+    return samples
 
 
 def _length_ms(samples: Samples, sample_rate_hz: int) -> float:

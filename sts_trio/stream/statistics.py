@@ -24,23 +24,30 @@ class StreamStatistics:
     counts: dict[str, int] = field(factory=lambda: {"success": 0, "partial": 0, "failed": 0})
     total_duration_ms: int = 0
     _total_ms: int = 0
+    _current_ms: deque[int] = field(factory=lambda: deque(maxlen=CURRENT_TIMES))
     _recent_ms: deque[int] = field(factory=lambda: deque(maxlen=RECENT_TIMES))
 
-    def add(self, result: FragmentProcessed, duration_ms: int) -> None:
+    def add(self, result: FragmentProcessed, duration_ms: int, busy_ms: int) -> None:
+        """Count a result.
+
+        Args:
+            duration_ms: length of the fragment's slot.
+            busy_ms: what processing took, waiting for a token not included.
+        """
         self.counts[result.status] += 1
         self.total_duration_ms += duration_ms
         self._total_ms += result.processing_time_ms
         self._recent_ms.append(result.processing_time_ms)
+        self._current_ms.append(busy_ms)
 
     @property
     def total(self) -> int:
         return sum(self.counts.values())
 
     @property
-    def recent_average_ms(self) -> int:
-        """What a fragment takes at present; 0 where none is finished."""
-        last = list(self._recent_ms)[-CURRENT_TIMES:]
-        return round(sum(last) / len(last)) if last else 0
+    def typical_ms(self) -> int:
+        """What processing a fragment takes at present; 0 where none is finished."""
+        return round(sum(self._current_ms) / len(self._current_ms)) if self._current_ms else 0
 
     def summary(self) -> Statistics:
         ordered = sorted(self._recent_ms)

@@ -1,8 +1,8 @@
 """Engines that do what a script says, on the clock of the test, and an offload that needs no thread.
 
 A script is a function from a request to what happens: seconds to sleep, then a result or a failure. The engines keep
-what they were asked and how many calls ran at once, and fail loudly if the pool breaks its promise that an instance has
-one caller.
+what they were asked, how many calls ran at once, and whether an instance ever had two callers, which the pool promises
+never to happen.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class ScriptedEngine(Generic[Req, Res]):
         requests: every request an instance was called with, in order.
         running, most_running: calls at present, and at most so far, over all instances.
         cancelled: calls that were cancelled.
+        overlapping_calls: calls of an instance that was still busy with another; there must be none.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ScriptedEngine(Generic[Req, Res]):
     most_running: int = field(default=0, init=False)
     cancelled: int = field(default=0, init=False)
     open_instances: int = field(default=0, init=False)
+    overlapping_calls: int = field(default=0, init=False)
 
     @asynccontextmanager
     async def open(self, offload: Offload) -> AsyncIterator[Instance[Req, Res]]:
@@ -81,8 +83,7 @@ class ScriptedEngine(Generic[Req, Res]):
 
         async def call(batch: Sequence[Req], /) -> Sequence[Res | EngineFailure]:
             nonlocal busy
-            if busy:
-                raise AssertionError(f"{self.name}: an instance was called twice at the same time")
+            self.overlapping_calls += busy
             busy = True
             try:
                 return await self._call(batch)

@@ -20,6 +20,9 @@ from ..server.gateway import Gateway
 from ..stream.session import Identity
 from .engines import inline_offload, scripted_models
 
+VIRTUAL_HOUR_S = 3_600.0
+"""No event of a test is further away: what does not come by then never comes."""
+
 
 def counting_identity() -> Identity:
     """Ids that count up, and the clock of the test as wall clock."""
@@ -75,11 +78,12 @@ class MemoryWorker:
 
     async def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until `count` such events were received in all, and return them."""
-        while len(self.got(event)) < count:
-            if self.closed:
-                raise AssertionError(f"closed while waiting for {event}")
-            self._news = trio.Event()
-            await self._news.wait()
+        with trio.fail_after(VIRTUAL_HOUR_S):
+            while len(self.got(event)) < count:
+                if self.closed:
+                    raise AssertionError(f"closed while waiting for {event}")
+                self._news = trio.Event()
+                await self._news.wait()
         return self.got(event)
 
 
@@ -120,3 +124,5 @@ async def memory_server(models: Models | None = None, settings: Settings | None 
             yield MemoryServer(gateway, engines, metrics)
             sessions.cancel_scope.cancel()
         pools.cancel_scope.cancel()
+    for engine in (engines.models.asr, engines.models.translation, engines.models.tts):
+        assert not getattr(engine, "overlapping_calls", 0), f"{engine.name}: an instance had two callers at once"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,7 +11,7 @@ import trio.testing
 
 from protocol.errors import ErrorCode
 from sts_trio.engines.base import EngineFailure
-from sts_trio.engines.pool import Pool
+from sts_trio.engines.pool import EngineDefect, Pool
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
 from sts_trio.testing.engines import HANG, ScriptedEngine, Step, inline_offload
@@ -105,9 +105,9 @@ async def test_a_failure_in_a_batch_is_one_requests_own(autojump_clock: trio.tes
 async def test_a_defect_of_an_engine_costs_its_request_and_not_the_slot(autojump_clock: trio.testing.MockClock) -> None:
     engine: Echo = ScriptedEngine("echo", lambda request: Step(ZeroDivisionError() if request == "bad" else request))
     async with running(engine) as pool:
-        with pytest.raises(EngineFailure) as failure:
+        with pytest.raises(EngineDefect) as defect:
             await pool.submit("bad", stream="s")
-        assert failure.value.code is ErrorCode.INTERNAL_ERROR
+        assert isinstance(defect.value.__cause__, ZeroDivisionError)
         assert await pool.submit("good", stream="s") == "good"
 
 
@@ -131,6 +131,29 @@ async def test_a_call_nobody_waits_for_is_cancelled_and_its_slot_is_free_at_once
         assert await pool.submit("next", stream="s") == "next"
         assert trio.current_time() == 3
     assert engine.cancelled == 1
+
+
+async def test_a_call_that_fails_while_it_is_cancelled_costs_nobody_anything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Torn(ScriptedEngine[str, str]):
+        async def _call(self, batch: Sequence[str]) -> Sequence[str | EngineFailure]:
+            async def breaks_on_the_way_out() -> None:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise OSError("the pipe broke while being cancelled")
+
+            if batch[0] == "hang":
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(breaks_on_the_way_out)
+                    await trio.sleep_forever()
+            return list(batch)
+
+    async with running(Torn("torn", lambda request: Step(request))) as pool:
+        with trio.move_on_after(1):
+            await pool.submit("hang", stream="s")
+        assert await pool.submit("next", stream="s") == "next"
 
 
 async def test_a_batch_goes_on_while_anybody_waits_for_any_of_it(autojump_clock: trio.testing.MockClock) -> None:

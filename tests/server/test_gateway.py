@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from sts_trio.config import Settings
 from sts_trio.engines.base import Transcript
 from sts_trio.server.connection import Refusal
-from sts_trio.testing.engines import ScriptedAsr, Step, scripted_models
+from sts_trio.testing.engines import HANG, ScriptedAsr, Step, scripted_models
 from sts_trio.testing.memory import MemoryWorker, memory_server
 from sts_trio.testing.payloads import fragment, stream_init
 
@@ -188,6 +188,88 @@ async def test_draining_does_not_wait_for_a_worker_that_is_away(autojump_clock: 
         await trio.sleep(1)
         await server.gateway.drain()
         assert trio.current_time() == 1
+
+
+async def test_draining_does_not_wait_for_a_worker_that_leaves_meanwhile(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), 2))
+    async with memory_server(scripted_models(asr)) as server:
+        worker = server.worker()
+        await worker.say("stream:init", stream_init())
+        await worker.say("fragment:data", fragment(0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.gateway.drain)
+            await trio.sleep(1)
+            worker.disconnect()
+        assert trio.current_time() == 1
+
+
+async def test_what_is_in_flight_when_the_time_for_draining_is_over_fails_by_name(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), HANG))
+    async with memory_server(scripted_models(asr)) as server:
+        worker = server.worker()
+        await worker.say("stream:init", stream_init(max_inflight=1, timeout_ms=30_000))
+        for number in range(3):
+            await worker.say("fragment:data", fragment(number))
+        with trio.move_on_after(5):
+            await server.gateway.drain()
+        server.gateway.abandon()
+        results = worker.got("fragment:processed")
+        assert [result["error"]["code"] for result in results] == ["TEMPORARY_UNAVAILABLE"] * 3
+        assert worker.received[-1][1] == "stream:complete"
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.in_flight == 0
+        assert server.gateway.active_streams == 0
+
+
+async def test_a_stream_that_crashes_gives_every_fragment_its_result_and_harms_no_other(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), 1))
+    async with memory_server(scripted_models(asr)) as server:
+        worker, other = server.worker("worker"), server.worker("other")
+        await worker.say("stream:init", stream_init())
+        await other.say("stream:init", stream_init("other"))
+
+        def crash(order: object) -> None:
+            raise ZeroDivisionError("secret")
+
+        await worker.say("fragment:data", fragment(0))
+        await worker.say("fragment:data", fragment(1))
+        with monkeypatch.context() as patch:
+            patch.setattr("sts_trio.stream.order.ResultOrder.pop_ready", crash)
+            await trio.sleep(1.5)
+        results = worker.got("fragment:processed")
+        assert [result["fragment_id"] for result in results] == ["f0", "f1"]
+        assert last_error(worker)["code"] == "INTERNAL_ERROR"
+        assert "secret" not in str(worker.received)
+        assert server.in_flight == 0
+        await other.say("fragment:data", fragment(0, "other"))
+        await other.wait_for("fragment:processed")
+
+
+async def test_the_connection_stays_open_for_the_last_stream_that_completes(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = server.worker()
+        for name, pause in (("a", 4.9), ("b", 0.0)):
+            await worker.say("stream:init", stream_init(name))
+            await worker.say("stream:end", {"stream_id": name})
+            await trio.sleep(pause)
+        await trio.sleep(4.9)
+        assert not worker.closed
+
+
+async def test_an_acknowledgement_can_name_its_stream(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = server.worker()
+        for name in "ab":
+            await worker.say("stream:init", stream_init(name))
+            await worker.say("fragment:data", fragment(0, name))
+        await worker.wait_for("fragment:processed", 2)
+        await worker.say("fragment:ack", {"fragment_id": "f0", "status": "applied", "timestamp": 1, "stream_id": "a"})
+        await worker.say("fragment:data", fragment(0, "b"))  # still kept: sent again
+        assert len(worker.got("fragment:processed")) == 3
+        await worker.say("fragment:data", fragment(0, "a"))  # not kept, and its number has passed
+        assert last_error(worker)["code"] == "INVALID_SEQUENCE"
 
 
 # ---------------------------------------------------------------- whatever a worker may send

@@ -29,7 +29,7 @@ def test_results_leave_in_order_whatever_finished_first() -> None:
     assert finish(order, 2) == []
     assert finish(order, 0) == [0]
     assert finish(order, 1) == [1, 2]
-    assert order.parked == 0
+    assert len(order._parked) == 0
 
 
 def test_the_first_accepted_fragment_sets_the_start() -> None:
@@ -84,13 +84,13 @@ def test_a_number_in_use_is_refused() -> None:
 
 def test_a_refused_number_holds_nobody_up() -> None:
     order = admitted(0, 2)
-    order.allow_retry("f1", 1)
+    order.pass_over("f1", 1)
     assert finish(order, 0, 2) == [0, 2]
 
 
 def test_a_refused_fragment_sent_again_before_its_turn_takes_its_place() -> None:
     order = admitted(0, 2)
-    order.allow_retry("f1", 1)
+    order.pass_over("f1", 1)
     assert order.admit("f1", 1) is False
     assert finish(order, 0, 2) == [0]
     assert finish(order, 1) == [1, 2]
@@ -98,7 +98,7 @@ def test_a_refused_fragment_sent_again_before_its_turn_takes_its_place() -> None
 
 def test_a_refused_fragment_sent_again_after_its_turn_is_late() -> None:
     order = admitted(0, 2)
-    order.allow_retry("f1", 1)
+    order.pass_over("f1", 1)
     finish(order, 0, 2)
     assert order.admit("f1", 1) is True
 
@@ -114,6 +114,34 @@ def test_a_late_retry_is_for_the_same_fragment_and_once() -> None:
         order.admit("f0", 0)
 
 
+def test_a_refusal_changes_nothing_about_a_number_that_has_passed() -> None:
+    order = admitted(0, 2)
+    finish(order, 0, 2)
+    order.skip_gap()
+    order.pop_ready()
+    order.pass_over("f1", 1)  # given up
+    order.pass_over("f0", 0)  # done
+    for number in (0, 1):
+        with pytest.raises(PayloadError, match="has passed"):
+            order.admit(f"f{number}", number)
+
+
+def test_a_refusal_changes_nothing_about_a_number_in_use() -> None:
+    order = admitted(0)
+    order.pass_over("other", 0)
+    finish(order, 0)
+    with pytest.raises(PayloadError, match="has passed"):
+        order.admit("other", 0)
+
+
+def test_a_refusal_of_another_fragment_does_not_take_the_right_to_a_retry() -> None:
+    order = admitted(0)
+    finish(order, 0)
+    order.allow_retry("f0", 0)
+    order.pass_over("other", 0)
+    assert order.admit("f0", 0) is True
+
+
 def test_a_jump_by_a_billion_lists_no_billion_numbers() -> None:
     order = admitted(0, 10**9)
     finish(order, 0, 10**9)
@@ -124,7 +152,7 @@ def test_a_jump_by_a_billion_lists_no_billion_numbers() -> None:
 def test_a_flood_of_refusals_is_bounded() -> None:
     order = admitted(0)
     for number in range(1, 3 * MAX_RETRYABLE):
-        order.allow_retry(f"f{number}", number)
+        order.pass_over(f"f{number}", number)
     assert len(order._retryable) == MAX_RETRYABLE
 
 
@@ -137,6 +165,7 @@ class Orders(RuleBasedStateMachine):
         self.running: set[int] = set()
         self.admitted: list[int] = []
         self.left: list[int] = []
+        self.refused: set[int] = set()
 
     numbers = st.integers(0, 12)
 
@@ -146,14 +175,17 @@ class Orders(RuleBasedStateMachine):
             late = self.order.admit(f"f{number}", number)
         except PayloadError:
             return
-        if not late:
+        assert number not in self.admitted  # nothing here fails, so nothing that was taken may come again
+        if late:
+            assert number in self.refused
+        else:
             self.running.add(number)
             self.admitted.append(number)
 
-    @rule(number=numbers)
-    def refuse(self, number: int) -> None:
-        if number not in self.admitted:
-            self.order.allow_retry(f"f{number}", number)
+    @rule(number=numbers, fragment_id=st.sampled_from(["same", "other"]))
+    def refuse(self, number: int, fragment_id: str) -> None:
+        self.refused.add(number)
+        self.order.pass_over(f"f{number}" if fragment_id == "same" else "other", number)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -176,7 +208,7 @@ class Orders(RuleBasedStateMachine):
     @invariant()
     def accounted_for(self) -> None:
         assert set(self.left) <= set(self.admitted)
-        assert self.order.parked == len(self.admitted) - len(self.left) - len(self.running)
+        assert len(self.order._parked) == len(self.admitted) - len(self.left) - len(self.running)
 
     def teardown(self) -> None:
         for number in sorted(self.running):

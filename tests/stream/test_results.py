@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,11 @@ def test_a_result_larger_than_the_budget_is_not_kept() -> None:
     buffer.keep(result(0, 1))
     assert numbers(buffer) == []
     assert buffer.used_bytes == 0
+
+
+def test_metadata_has_weight() -> None:
+    kept = evolve(result(0), metadata={"notes": "x" * 1_000})
+    assert weight_bytes(kept) > weight_bytes(result(0)) + 1_000
 
 
 def test_a_retry_replaces_the_first_result() -> None:

@@ -202,6 +202,27 @@ async def test_a_missing_number_that_comes_in_time_stops_the_clock(autojump_cloc
         assert worker.got("error") == []
 
 
+async def test_waiting_for_several_gaps_does_not_add_up(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(gap_timeout_ms=4_000, backpressure_critical=20)) as server:
+        worker = await opened(server)
+        await send(worker, 0, 2, 4, 6)
+        await worker.wait_for("fragment:processed", 4)
+        assert worker.times("fragment:processed") == [0, 4, 4, 4]
+        assert [error["metadata"]["missing"] for error in worker.got("error")] == [[1], [3], [5]]
+
+
+async def test_a_number_given_up_stays_given_up_whatever_is_refused(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server, timeout_ms=1_000)
+        await send(worker, 0, 2)
+        await worker.wait_for("fragment:processed", 2)
+        await worker.say("stream:pause", {"stream_id": "s"})
+        await send(worker, 1)
+        await worker.say("stream:resume", {"stream_id": "s"})
+        await send(worker, 1)
+        assert [error["code"] for error in worker.got("error")] == ["SEQUENCE_GAP", "STREAM_PAUSED", "INVALID_SEQUENCE"]
+
+
 async def test_a_refused_number_holds_nobody_up_and_its_retry_is_late(autojump_clock: MockClock) -> None:
     async with memory_server() as server:
         worker = await opened(server)
@@ -359,6 +380,43 @@ async def test_a_hanging_model_is_a_timeout_in_its_stage_at_the_deadline(stage: 
             assert result["error"]["retryable"] is True
             assert len(pcm(result)) == 8_000
         assert all(5 <= time <= 5.1 for time in worker.times("fragment:processed"))
+
+
+async def test_the_fallback_is_ready_before_it_is_needed(autojump_clock: MockClock) -> None:
+    """An m4a takes longer to encode than there is time after a deadline."""
+    models = scripted_models(ScriptedAsr(script=lambda _: Step(Transcript("hello"), HANG)))
+    async with memory_server(models) as server:
+        worker = await opened(server, format="m4a", timeout_ms=1_000)
+        encoded: list[float] = []
+        submit = server.engines.encode.submit
+
+        async def slow_encode(request: Any, *, stream: str) -> bytes:
+            encoded.append(trio.current_time())
+            await trio.sleep(0.5)
+            return await submit(request, stream=stream)
+
+        object.__setattr__(server.engines.encode, "submit", slow_encode)
+        await send(worker, 0)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["error"]["code"] == "TIMEOUT"
+        assert result["dubbed_audio"]["data_base64"]
+        assert encoded == [0]
+
+
+async def test_a_defect_in_the_fallback_costs_the_audio_and_nothing_else(autojump_clock: MockClock) -> None:
+    models = scripted_models(ScriptedAsr(script=lambda _: Step(EngineFailure(ErrorCode.ASR_FAILED, "no"))))
+    async with memory_server(models) as server:
+        worker = await opened(server)
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def broken(request: Any, *, stream: str) -> bytes:
+            raise ZeroDivisionError
+
+        object.__setattr__(server.engines.encode, "submit", broken)
+        await worker.say("fragment:data", fragment(0, duration_ms=900))
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["error"]["code"] == "ASR_FAILED"
+        assert "dubbed_audio" not in result
 
 
 async def test_the_deadline_starts_with_processing_not_with_waiting(autojump_clock: MockClock) -> None:
@@ -535,6 +593,67 @@ async def test_a_worker_that_comes_back_in_time_gets_what_it_has_not_acknowledge
         await back.wait_for("fragment:processed", 3)
         await back.say("stream:end", {"stream_id": "s"})
         assert (await back.wait_for("stream:complete"))[0]["total_fragments"] == 4
+
+
+async def test_a_worker_that_was_told_to_pause_is_told_of_the_recovery_when_it_is_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server, max_inflight=1)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        assert worker.got("backpressure")[-1]["action"] == "pause"
+        worker.disconnect()
+        await trio.sleep(10)
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        assert [event["action"] for event in back.got("backpressure")] == ["none"]
+
+
+async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        worker.disconnect()
+        back = server.worker("back")
+        resume = {"session_id": session_id, "next_sequence_number": 2}
+        await back.say("stream:init", stream_init(resume=resume))
+        assert numbers(back) == [2]
+
+
+async def test_coming_back_stops_the_grace(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(resume_grace_s=2)) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        worker.disconnect()
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await trio.sleep(60)
+        await send(back, 0)
+        await back.wait_for("fragment:processed")
+
+
+async def test_coming_back_in_the_moment_the_grace_ends_is_too_late(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(resume_grace_s=2)) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        worker.disconnect()
+        await trio.sleep(2)
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        assert [error["code"] for error in back.got("error")] == ["STREAM_NOT_FOUND"]
+
+
+@pytest.mark.parametrize("stolen", [{"worker_id": "thief"}, {"resume": {"session_id": "guessed"}}])
+async def test_a_session_cannot_be_stolen(stolen: dict[str, Any], autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        thief = server.worker("thief")
+        await thief.say("stream:init", stream_init(**{"resume": {"session_id": session_id}} | stolen))
+        assert [error["code"] for error in thief.got("error")] == ["STREAM_NOT_FOUND"]
 
 
 async def test_a_stream_whose_worker_stays_away_is_cancelled_after_the_grace(autojump_clock: MockClock) -> None:
