@@ -41,7 +41,7 @@ clean:
 
 setup: .venv/.installed
 
-# Commands that are no Python packages are looked for each time, which takes no time.
+# Commands that are not Python packages are looked for each time, which takes no time.
 .venv/.installed: constraints.txt pyproject.toml $(BIN)/python
 	@echo "Installing Python packages into .venv"
 	@mkdir -p build

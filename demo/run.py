@@ -34,6 +34,8 @@ def main(media: Path | None, to: str, out: Path) -> None:
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     source = out / "source.wav"
+    for old in ("dubbed.wav", "subtitles.vtt", "report.json"):  # of an earlier run, which this one may not replace
+        (out / old).unlink(missing_ok=True)
     try:
         if media is None:
             speak(PROGRAMME, source)

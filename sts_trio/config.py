@@ -142,13 +142,17 @@ class Settings:
         "FALLBACK_MODE",
         _one_of("silence", "original"),
         "silence",
-        "What stands in for speech that could not be made.",
+        "silence or original: what stands in for speech that could not be made.",
     )
 
     # Models
-    asr_model: str = _variable("ASR_MODEL", _text, "faster-whisper-base", "Speech recognition: pocketsphinx.")
-    translation_provider: str = _variable("TRANSLATION_PROVIDER", _text, "deepl", "Translation: apertium.")
-    tts_model: str = _variable("TTS_MODEL", _text, "coqui-xtts-v2", "Speech synthesis: espeak-ng.")
+    asr_model: str = _variable(
+        "ASR_MODEL", _text, "faster-whisper-base", "Speech recognition. In this version: pocketsphinx."
+    )
+    translation_provider: str = _variable(
+        "TRANSLATION_PROVIDER", _text, "deepl", "Translation. In this version: apertium."
+    )
+    tts_model: str = _variable("TTS_MODEL", _text, "coqui-xtts-v2", "Speech synthesis. In this version: espeak-ng.")
     asr_slots: int = _variable("ASR_SLOTS", _integer(1, 64), 2, "Instances of the ASR model.")
     translation_slots: int = _variable("TRANSLATION_SLOTS", _integer(1, 64), 2, "Concurrent translations.")
     tts_slots: int = _variable("TTS_SLOTS", _integer(1, 64), 2, "Instances of the TTS model.")
@@ -159,7 +163,7 @@ class Settings:
     # API keys
     deepl_api_key: str | None = _variable("DEEPL_API_KEY", _text, None, "Key of the DeepL API.", secret=True)
 
-    # GPU: read by CUDA and torch themselves, listed because the document does
+    # GPU: read by CUDA and torch themselves, listed because the deployment sets them
     cuda_visible_devices: str | None = _variable("CUDA_VISIBLE_DEVICES", str, None, "GPUs to use; read by CUDA itself.")
     pytorch_cuda_alloc_conf: str | None = _variable(
         "PYTORCH_CUDA_ALLOC_CONF", str, None, "Allocator options; read by torch itself."
@@ -167,9 +171,14 @@ class Settings:
 
     # Observability
     log_level: str = _variable(
-        "LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Least severe log lines to write."
+        "LOG_LEVEL",
+        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        "INFO",
+        "DEBUG, INFO, WARNING or ERROR: least severe log lines to write.",
     )
-    log_format: str = _variable("LOG_FORMAT", _one_of("json", "console"), "json", "How log lines are written.")
+    log_format: str = _variable(
+        "LOG_FORMAT", _one_of("json", "console"), "json", "json or console: how log lines are written."
+    )
 
     @classmethod
     def load(cls, environment: Mapping[str, str] = os.environ, *, profile: str | None = None) -> Settings:

@@ -6,6 +6,7 @@ time.
 
 from __future__ import annotations
 
+import signal
 from functools import cache
 from typing import Final, TypeAlias
 
@@ -35,6 +36,8 @@ def decoder() -> Decoder:
 
 def warm() -> None:
     """Load what `transcribe` needs."""
+    # A signal to the whole process group is for the server, which may still need us to finish what is in flight.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     decoder()
 
 

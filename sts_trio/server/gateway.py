@@ -169,6 +169,12 @@ class Gateway:
         if old is not None:
             log.info("stream_replaced", stream_id=init.stream_id, session_id=old.session.session_id)
             old.session.cancel()
+            if (
+                old.peer is not None and old.peer is not peer
+            ):  # as a rule a dead connection; else two workers of one name
+                self._tell_lost(
+                    old.peer, init.stream_id, ErrorCode.STREAM_EXISTS, "started afresh over another connection"
+                )
         session = StreamSession(
             init,
             settings=self._settings,
@@ -211,6 +217,8 @@ class Gateway:
 
     def _fragment(self, peer: Peer, data: FragmentData) -> ServerEvent:
         session = self._find(peer, data.stream_id)
+        if self._closed_because is not None:
+            raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, self._closed_because)
         size, limit = len(data.audio.data), self._settings.max_fragment_bytes
         if size > limit:
             raise PayloadError(ErrorCode.FRAGMENT_TOO_LARGE, "audio", f"{size} bytes, at most {limit} are taken")
@@ -282,11 +290,8 @@ class Gateway:
             error_id = self._identity.new_id()
             log.exception("stream_crashed", stream_id=session.stream_id, error_id=error_id)
             if link.peer is not None:
-                code = ErrorCode.INTERNAL_ERROR
-                message = f"the stream was lost to an internal error {error_id}"
-                _sender(link.peer)(
-                    ErrorEvent(error_id, code, message, Severity.FATAL, code.retryable, session.stream_id)
-                )
+                reason = f"the stream was lost to an internal error {error_id}"
+                self._tell_lost(link.peer, session.stream_id, ErrorCode.INTERNAL_ERROR, reason, error_id)
         finally:
             self._metrics.streams_active.dec()
             if self._links.get(session.stream_id) is link:
@@ -294,6 +299,10 @@ class Gateway:
             self._stream_gone.set()
         if completed and link.peer is not None:
             await self._close_later(link.peer)
+
+    def _tell_lost(self, peer: Peer, stream_id: str, code: ErrorCode, reason: str, error_id: str | None = None) -> None:
+        error_id = error_id or self._identity.new_id()
+        _sender(peer)(ErrorEvent(error_id, code, reason, Severity.FATAL, code.retryable, stream_id))
 
     async def _close_later(self, peer: Peer) -> None:
         """Close a connection after its last stream has completed; one that opened another stream stays."""

@@ -82,6 +82,15 @@ async def test_another_worker_cannot_take_a_stream(autojump_clock: MockClock) ->
         await first.wait_for("fragment:processed")
 
 
+async def test_a_worker_whose_stream_was_started_afresh_elsewhere_is_told(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        old, new = server.worker("old"), server.worker("new")
+        await old.say("stream:init", stream_init())
+        await new.say("stream:init", stream_init())
+        assert (last_error(old)["code"], last_error(old)["severity"]) == ("STREAM_EXISTS", "fatal")
+        assert new.got("error") == []
+
+
 async def test_one_stream_too_many_is_refused_and_may_come_again(autojump_clock: MockClock) -> None:
     async with memory_server(settings=Settings(max_concurrent_streams=2)) as server:
         worker = server.worker()
@@ -172,7 +181,7 @@ async def test_draining_completes_what_is_in_flight_and_lets_nobody_in(autojump_
             nursery.start_soon(server.gateway.drain)
             await trio.testing.wait_all_tasks_blocked()
             await worker.say("fragment:data", fragment(1))
-            assert last_error(worker)["fragment_id"] == "f1"
+            assert (last_error(worker)["fragment_id"], last_error(worker)["code"]) == ("f1", "TEMPORARY_UNAVAILABLE")
             await worker.say("stream:init", stream_init("other"))
             assert last_error(worker)["code"] == "TEMPORARY_UNAVAILABLE"
             assert isinstance(MemoryWorker(server.gateway).connect(), Refusal)
