@@ -27,6 +27,8 @@ from protocol.errors import ErrorCode, PayloadError
 from protocol.socketio import ClientSocket, Connected, ConnectRefused, Disconnected, EventReceived, SocketError
 from protocol.socketio import Event as SocketEvent
 
+from .newer import in_known_words
+
 CONNECT_TIMEOUT_S: Final = 20.0
 """For all that comes before the first event: TCP, TLS, WebSocket, Engine.IO and Socket.IO."""
 
@@ -68,11 +70,20 @@ class DubbingRefused(DubbingError):
 
     Attributes:
         code: why, in the contract's words; a server may use codes this client does not know.
+        retryable: by default what the contract says of the code.
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}", retryable=code in tuple(ErrorCode) and ErrorCode(code).retryable)
+    def __init__(self, code: str, message: str, *, retryable: bool | None = None) -> None:
+        if retryable is None:
+            retryable = code in tuple(ErrorCode) and ErrorCode(code).retryable
+        super().__init__(f"{code}: {message}", retryable=retryable)
         self.code = code
+
+
+def first_failure(group: BaseExceptionGroup[DubbingError]) -> DubbingError:
+    """Of what several tasks saw of the same end, the one that says most: a refusal."""
+    errors = [first_failure(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in errors if isinstance(error, DubbingRefused)), errors[0])
 
 
 @frozen
@@ -103,6 +114,11 @@ class Address:
         port = parts.port or (443 if tls else 80)
         return cls(url, parts.hostname, port, tls, f"{parts.path.rstrip('/')}/socket.io/?EIO=4&transport=websocket")
 
+    @property
+    def authority(self) -> str:
+        """Host and port as a request names them (RFC 9110, 7.2): IPv6 addresses in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     async def open_stream(self) -> trio.abc.Stream:
         """A TCP connection, encrypted where the URL asks for it.
 
@@ -115,9 +131,11 @@ class Address:
         stream = await trio.open_ssl_over_tcp_stream(self.host, self.port, ssl_context=context, https_compatible=True)
         try:
             await stream.do_handshake()
-        except trio.BrokenResourceError as error:
+        except BaseException as error:  # a cancellation, too, must not leave the socket behind
             await trio.aclose_forcefully(stream)
-            raise OSError(str(error.__cause__ or error)) from None
+            if isinstance(error, trio.BrokenResourceError):
+                raise OSError(str(error.__cause__ or error)) from None
+            raise
         return stream
 
 
@@ -169,7 +187,7 @@ class Connection:
                         websocket = await trio_websocket.wrap_client_stream(
                             websocket_tasks,
                             stream,  # type: ignore[arg-type] # it asks for a socket but any stream will do
-                            f"{self._address.host}:{self._address.port}",
+                            self._address.authority,
                             self._address.resource,
                             extra_headers=self._headers,
                             max_message_size=_MAX_MESSAGE_CHARACTERS,
@@ -286,7 +304,8 @@ class Connection:
                 for event in await self._receive(websocket):
                     match event:
                         case EventReceived(name=str(name), args=args) if name in SERVER_EVENTS:
-                            await self._from_reader.send(parse(SERVER_EVENTS[name], args))
+                            if (known := in_known_words(name, args)) is not None:
+                                await self._from_reader.send(parse(SERVER_EVENTS[name], known))
                         case PingReceived():
                             with suppress(trio.WouldBlock):  # one pong is on its way and answers this ping too
                                 self._to_heartbeat.send_nowait(event.pong)

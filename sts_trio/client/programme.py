@@ -14,6 +14,7 @@ from protocol.errors import ErrorCode, Stage
 
 from ..audio import AudioError, decode, encode, fit, frame_count
 from ..offload import Offload
+from .connection import DubbingError, first_failure
 from .cut import Slot
 from .media import Media, Pcm, scratch
 from .worker import Worker
@@ -46,6 +47,7 @@ async def dub_programme(
     """Have every slot of `media` dubbed.
 
     Args:
+        worker: one that has sent nothing yet.
         slots: where it is cut; together they are all of it.
         format: what fragments travel as: ``pcm_s16le``, ``wav`` or ``m4a``.
         offload: runs the encoding and decoding of fragments.
@@ -62,12 +64,18 @@ async def dub_programme(
             await worker.send(await offload(_fragment, media, slot, format))
         worker.end()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        async for result in worker:
-            number = result.sequence_number
-            results[number] = await offload(_lay, result, dubbed[slots[number].frames(media.rate_hz)])
-            on_result(results[number])
+    failure: DubbingError | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            async for result in worker:
+                number = result.sequence_number
+                results[number] = await offload(_lay, result, dubbed[slots[number].frames(media.rate_hz)])
+                on_result(results[number])
+    except* DubbingError as group:  # both tasks learn of the same end
+        failure = first_failure(group)
+    if failure is not None:
+        raise failure
     return Dub(dubbed, [results[number] for number in sorted(results)])
 
 

@@ -47,7 +47,7 @@ from protocol.dubbing import (
 )
 from protocol.errors import ErrorCode, Stage
 
-from .connection import Address, Connection, ConnectionLost, DubbingError, DubbingRefused, OpenStream
+from .connection import Address, Connection, ConnectionLost, DubbingError, DubbingRefused, OpenStream, first_failure
 
 PATIENCE_S: Final = 90.0
 """A server that says nothing for so long while it has fragments is lost: its own longest deadline is 30 s."""
@@ -220,7 +220,7 @@ class Worker:
             try:
                 await self._converse(started, task_status)
             except* DubbingError as group:
-                failure = _first(group)
+                failure = first_failure(group)
             if failure is None or self._over:
                 break
             if not started.is_set():
@@ -266,7 +266,7 @@ class Worker:
                     break
                 if isinstance(event, ErrorEvent) and event.fragment_id is None and event.code != ErrorCode.SEQUENCE_GAP:
                     if self._session_id is None:
-                        raise DubbingRefused(event.code, event.message)
+                        raise DubbingRefused(event.code, event.message, retryable=event.retryable)
                     if self._end_sent:
                         self._finish_without_counts(event.message)
                         return
@@ -379,6 +379,10 @@ class Worker:
                 self._acks.append(result.fragment_id)
             return
         self._reconnects = 0
+        number = fragment.data.sequence_number
+        if result.sequence_number != number:  # the id says which fragment it is; its place in the programme is ours
+            log.warning("wrong_sequence_number", sent=number, received=result.sequence_number)
+            result = evolve(result, sequence_number=number)
         if result.status == "failed" and result.error is not None and result.error.retryable:
             if fragment.due is not None:  # the failure we know already, sent again
                 return
@@ -400,7 +404,7 @@ class Worker:
             raise ConnectionLost(self._address.url, error.message)
         fragment = self._outstanding.get(error.fragment_id or "")
         if fragment is None and error.fragment_id is None:
-            raise DubbingRefused(error.code, error.message)
+            raise DubbingRefused(error.code, error.message, retryable=error.retryable)
         if fragment is None:  # refused again although its result is here already
             return
         if error.retryable and fragment.refusals < MAX_REFUSALS:
@@ -432,12 +436,6 @@ def _refused(data: FragmentData, error: ErrorEvent) -> FragmentProcessed:
         error=FragmentError(error.code, error.message, Stage.DECODE, error.retryable),
         metadata={"original_duration_ms": data.audio.duration_ms},
     )
-
-
-def _first(group: BaseExceptionGroup[DubbingError]) -> DubbingError:
-    """Of what several tasks saw of the same end, the one that says most: a refusal."""
-    errors = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
-    return next((error for error in errors if isinstance(error, DubbingRefused)), errors[0])
 
 
 def _backoff_s(failures: int) -> float:

@@ -115,6 +115,10 @@ class Peer:
         for event in events:
             await self._send_all(self._socket.emit("/", event.event, payload(event)))
 
+    async def send_raw(self, event: str, body: dict[str, Any]) -> None:
+        """What a server of another version says."""
+        await self._send_all(self._socket.emit("/", event, body))
+
     async def keep_pinging(self) -> None:
         """As long as `alive` holds."""
         while self.alive:

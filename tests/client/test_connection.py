@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
+
+import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -36,6 +39,7 @@ async def test_a_pong_waits_its_turn_on_a_slow_uplink(autojump_clock: MockClock)
             return stream
 
         async def slowly() -> None:
+            assert deliver is not None
             uplink[0].send_all_hook = deliver
             await deliver()
             await trio.sleep(37)
@@ -44,8 +48,41 @@ async def test_a_pong_waits_its_turn_on_a_slow_uplink(autojump_clock: MockClock)
         connection = Connection(Address.parse(URL), open_stream=open_stream)
         await nursery.start(connection.run)
         deliver = uplink[0].send_all_hook
-        assert deliver is not None
         uplink[0].send_all_hook = slowly
         await connection.send(StreamInit("stream", "worker", CONFIG))
         await trio.sleep(50)
     assert pongs == [1]
+
+
+@pytest.mark.parametrize(
+    ("url", "host"), [("http://[::1]:8000", b"[::1]:8000"), ("https://dubbing.test", b"dubbing.test:443")]
+)
+async def test_the_request_names_its_host(autojump_clock: MockClock, url: str, host: bytes) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def open_stream() -> trio.abc.Stream:
+        return ours
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Connection(Address.parse(url), open_stream=open_stream).run)
+        request = bytes(await theirs.receive_some())
+        nursery.cancel_scope.cancel()
+    assert b"\r\nHost: " + host + b"\r\n" in request
+
+
+async def test_a_cancelled_tls_handshake_leaves_no_socket(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def open_ssl(host: str, port: int, **options: object) -> trio.SSLStream[trio.abc.Stream]:
+        carrier: trio.abc.Stream = ours
+        return trio.SSLStream(carrier, ssl.create_default_context(), server_hostname=host)
+
+    monkeypatch.setattr(trio, "open_ssl_over_tcp_stream", open_ssl)
+    with trio.move_on_after(1) as scope:
+        await Address.parse("https://dubbing.test").open_stream()
+    assert scope.cancelled_caught
+    with pytest.raises(trio.ClosedResourceError):
+        await ours.send_all(b"x")
+    await theirs.aclose()

@@ -12,13 +12,14 @@ from trio.testing import MockClock
 
 from protocol.dubbing import Audio, FragmentData, FragmentProcessed, StreamConfig, StreamEnd
 from protocol.errors import ErrorCode
+from sts_trio.client.connection import DubbingRefused
 from sts_trio.client.cut import cut_fixed, length_ms
 from sts_trio.client.media import Media, Pcm
 from sts_trio.client.programme import Dub, dub_programme
 from sts_trio.client.worker import Stream, open_worker
 from sts_trio.testing.engines import inline_offload
 
-from .fake_server import URL, FakeServer, Peer, Script, complete, dubbed, failed
+from .fake_server import URL, FakeServer, Peer, Script, complete, dubbed, failed, refused
 
 
 def programme(frames: int, rate_hz: int, channels: int) -> Media:
@@ -105,6 +106,28 @@ async def test_a_failed_fragment_is_its_fallback_or_silence(autojump_clock: Mock
     expected[2_000:4_000] = 0
     np.testing.assert_array_equal(done.samples, expected)
     assert [result.status for result in done.results] == ["success", "failed", "failed", "success"]
+
+
+async def test_a_stream_that_ends_before_the_programme_is_one_error(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.open()
+        await peer.receive_one(FragmentData)
+        await peer.send(refused(ErrorCode.QUOTA_EXCEEDED))
+        await peer.receive()
+
+    raised: list[BaseException] = []
+    media = programme(8_000, 8_000, 1)
+    config = StreamConfig("en", "es", "default", 250, 8_000, 1, "pcm_s16le")
+    async with trio.open_nursery() as nursery:
+        server = FakeServer(nursery, script)
+        async with open_worker(
+            URL, Stream(config=config, stream_id="stream"), open_stream=server.open_stream
+        ) as worker:
+            try:
+                await dub_programme(worker, media, cut_fixed(1_000, 250), format="pcm_s16le", offload=inline_offload)
+            except Exception as error:  # noqa: BLE001 - which one it is, is the question
+                raised.append(error)
+    assert [type(error) for error in raised] == [DubbingRefused]
 
 
 async def test_audio_that_cannot_be_played_is_a_failure(autojump_clock: MockClock) -> None:

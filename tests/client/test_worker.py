@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protocol.dubbing import FragmentData, FragmentProcessed, ResultAck, StreamEnd, StreamInit
+from protocol.dubbing import FragmentData, FragmentProcessed, ResultAck, StreamEnd, StreamInit, payload
 from protocol.errors import ErrorCode
 from sts_trio.client import worker as worker_module
 from sts_trio.client.connection import ConnectionLost, DubbingRefused, ServerUnreachable
@@ -557,6 +557,55 @@ async def test_a_server_that_breaks_the_contract_is_left_for_good(autojump_clock
         with pytest.raises(ConnectionLost, match="sequence_number"):
             await dub_unwrapped(worker)
     assert len(server.peers) == 1
+
+
+async def test_the_words_of_a_newer_server_end_no_programme(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.open(max_inflight=3)
+        news = {"error_id": "e", "message": "new", "severity": "notice", "retryable": False, "stream_id": "stream"}
+        await peer.send_raw("error", {**news, "code": "VOICE_WILL_CHANGE"})
+        first, second, third = [await peer.receive_one(FragmentData) for _ in range(3)]
+        await peer.send_raw("error", {**news, "code": "TOO_LOUD", "fragment_id": first.fragment_id})
+        body = payload(failed(second, ErrorCode.ASR_FAILED))
+        body["error"] = {**body["error"], "code": "LIPS_UNREADABLE", "stage": "lip_sync"}
+        await peer.send_raw("fragment:processed", body)
+        await peer.send(dubbed(third))
+        await peer.dub_rest()
+
+    async with worker_on(script) as (worker, server):
+        results = await dub(worker, 4)
+    assert [result.status for result in results] == ["failed", "failed", "success", "success"]
+    assert [result.error.message for result in results if result.error] == [
+        "TOO_LOUD: new",
+        "LIPS_UNREADABLE: a scripted failure",
+    ]
+    assert len(server.peers) == 1
+
+
+async def test_a_stream_that_is_refused_in_new_words(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_one(StreamInit)
+        error = {"error_id": "e", "code": "ACCOUNT_CLOSED", "message": "new", "severity": "error", "retryable": False}
+        await peer.send_raw("error", error)
+        await peer.receive()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with worker_on(script):
+            pytest.fail("it was let in")
+    assert caught.group_contains(DubbingRefused, match="ACCOUNT_CLOSED: new")
+
+
+async def test_a_result_is_of_the_fragment_that_its_id_names(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.open()
+        first, second = await peer.receive_one(FragmentData), await peer.receive_one(FragmentData)
+        await peer.send(dubbed(first, sequence_number=77), dubbed(second, sequence_number=0))
+        await peer.dub_rest()
+
+    async with worker_on(script) as (worker, _):
+        results = await dub(worker, 2)
+    assert [(result.sequence_number, result.dubbed_audio) for result in results] == [(0, tone(0)), (1, tone(1))]
 
 
 async def test_an_error_of_the_user_arrives_as_it_is(autojump_clock: MockClock) -> None:
