@@ -20,10 +20,11 @@ from .samples import (
     trim_silence_end,
     with_channels,
 )
-from .stretching import check_rubberband, stretch
+from .stretching import Running, check_rubberband, stretch
 
 __all__ = [
     "AudioError",
+    "Running",
     "Samples",
     "check_rubberband",
     "decode",

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyrubberband
+from attrs import define
 
 from .samples import AudioError, Samples, cut_or_pad
+
+COMMAND: Final = "rubberband"
 
 SLOWEST: Final = 0.1
 FASTEST: Final = 10.0
 """Speeds `stretch` takes: well beyond what the contract allows, within what Rubber Band does well."""
+
+
+@define
+class Running:
+    """A `stretch` in a thread, for whoever may have to end it from outside: pyrubberband knows no time limit.
+
+    The thread works inside this context, and only then is there something to kill: threads are used again.
+    """
+
+    _thread_id: int | None = None
+
+    def __enter__(self) -> None:
+        self._thread_id = threading.get_native_id()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread_id = None
+
+    def kill(self) -> None:
+        """End the command the thread waits for, if it does; its `stretch` fails. Linux only, elsewhere no effect."""
+        with suppress(OSError):  # there is none, or it has just ended by itself
+            for child in Path(f"/proc/self/task/{self._thread_id}/children").read_text().split():
+                # The thread may have started other processes in its life.
+                if Path(f"/proc/{child}/comm").read_text().strip() == COMMAND:
+                    os.kill(int(child), signal.SIGKILL)
 
 
 def check_rubberband() -> None:
@@ -22,7 +54,7 @@ def check_rubberband() -> None:
     Raises:
         AudioError: the `rubberband` command is missing; the message names the package that has it.
     """
-    if shutil.which("rubberband") is None:
+    if shutil.which(COMMAND) is None:
         raise AudioError("the `rubberband` command is missing: apt install rubberband-cli")
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Generic, TypeVar
 
+import trio
 from attrs import field, frozen
 
 from protocol.dubbing import Audio
@@ -113,7 +114,34 @@ def stretcher() -> FunctionEngine[StretchRequest, Samples]:
         audio.check_rubberband()
     except AudioError as error:
         raise EngineUnavailable(error.reason) from None
-    return FunctionEngine("stretch", _stretch, ErrorCode.TTS_SYNTHESIS_FAILED)
+    return _StretchEngine("stretch", _stretch, ErrorCode.TTS_SYNTHESIS_FAILED)
+
+
+class _StretchEngine(FunctionEngine[StretchRequest, Samples]):
+    """Ends the command when a call is cancelled: a thread that waits for it cannot be stopped in any other way."""
+
+    async def _answer_one(self, offload: Offload, request: StretchRequest) -> Samples | EngineFailure:
+        running = audio.Running()
+
+        def work(request: StretchRequest) -> Samples:
+            with running:
+                return self.function(request)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_kill_when_cancelled, running)
+            try:
+                answer: Samples | EngineFailure = await offload(work, request)
+            except AudioError as error:
+                answer = EngineFailure(self.failure_code, error.reason)
+            nursery.cancel_scope.cancel()
+        return answer
+
+
+async def _kill_when_cancelled(running: audio.Running) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        running.kill()
 
 
 def _stretch(request: StretchRequest) -> Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ from sts_trio.engines.codec import (
     encoder,
     stretcher,
 )
+from sts_trio.offload import thread_offload
+from sts_trio.testing.engines import inline_offload
 
 T = TypeVar("T")
 Req = TypeVar("Req")
@@ -32,13 +35,8 @@ Res = TypeVar("Res")
 RATE = 48_000
 
 
-async def inline(function: Callable[..., T], /, *args: object) -> T:
-    await trio.lowlevel.checkpoint()
-    return function(*args)
-
-
 async def ask(engine: Engine[Req, Res], *requests: Req) -> list[Res | EngineFailure]:
-    async with engine.open(inline) as instance:
+    async with engine.open(inline_offload) as instance:
         return list(await instance(requests))
 
 
@@ -153,3 +151,19 @@ async def test_the_work_is_done_where_it_is_offloaded_to() -> None:
     engine = FunctionEngine("thread", thread_name)
     async with engine.open(to_thread) as instance:
         assert await instance([None]) != [threading.current_thread().name]
+
+
+@pytest.mark.slow
+async def test_a_command_that_hangs_is_killed_when_nobody_waits_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = tmp_path / "rubberband"
+    hanging.write_text("#!/bin/sh\nwhile :; do read line </dev/zero; done\n")
+    hanging.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    request = StretchRequest(np.full(4_800, 0.1, np.float32), RATE, 1.5)
+    with trio.fail_after(10):
+        async with stretcher().open(thread_offload(1)) as stretch:
+            with trio.move_on_after(0.5) as patience:
+                await stretch([request])
+    assert patience.cancelled_caught
