@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..client.cut import Slot
     from ..client.media import Media
     from ..client.programme import Dub
+    from ..engines.suite import Models
 
 T = TypeVar("T")
 
@@ -106,6 +108,7 @@ def dub(
     try:
         settings = Settings.load(profile=profile)
         files.check_output(output, source)
+        models = _find_server(settings, url, token)  # first: to decode a long file takes minutes
         media = files.read_media(source)
     except (ConfigError, files.MediaError) as error:
         raise click.ClickException(str(error)) from None
@@ -119,7 +122,7 @@ def dub(
         slots = cutting.cut_fixed(cutting.length_ms(len(media.samples), media.rate_hz), fragment_ms)
     else:
         slots = cutting.cut_at_pauses(media.samples, media.rate_hz, fragment_ms)
-    finished = _run(settings, options, media, slots)
+    finished = _run(settings, models, options, media, slots)
     try:
         _write(options, media, slots, finished)
     except (files.MediaError, OSError) as error:
@@ -131,35 +134,64 @@ def dub(
 # ---------------------------------------------------------------------------------------------- the work
 
 
-def _run(settings: Settings, options: Options, media: Media, slots: list[Slot]) -> Dub:
+def _find_server(settings: Settings, url: str | None, token: str | None) -> Models | None:
+    """The models of the server that is to be started, which can run here; None where there is a server at `url`."""
+    from ..engines.suite import Models
+
+    with _told():
+        if url is None:
+            return Models.build(settings)
+        trio.run(_greet, url, token)
+    return None
+
+
+async def _greet(url: str, token: str | None) -> None:
+    from ..client.connection import Address, Connection
+
+    connection = Connection(Address.parse(url), token=token)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(connection.run)
+        await connection.close()
+
+
+def _run(settings: Settings, models: Models | None, options: Options, media: Media, slots: list[Slot]) -> Dub:
+    with _told():
+        if options.url is not None:
+            return trio.run(_dub, options.url, options, media, slots)
+        assert models is not None, "there is either a server or what one is made of"
+        return trio.run(_with_server, settings, models, _dub, options, media, slots)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What can be expected to go wrong, as what a person is told of it."""
     from ..client.connection import DubbingError
     from ..engines.base import EngineUnavailable  # here: child processes of engines import this module, too
 
-    trouble = ""
+    trouble: str | None = None
     try:
-        if options.url is not None:
-            return trio.run(_dub, options.url, options, media, slots)
-        return trio.run(_with_server, settings, _dub, options, media, slots)
+        yield
     except* (DubbingError, EngineUnavailable) as group:
         trouble = first_error(group)
     except* KeyboardInterrupt:
         trouble = "interrupted: nothing was written"
-    raise click.ClickException(trouble)  # here, since what an except* clause raises comes out in a group
+    if trouble is not None:
+        raise click.ClickException(trouble)  # here, since what an except* clause raises comes out in a group
 
 
 async def _with_server(
     settings: Settings,
+    models: Models,
     job: Callable[[str, Options, Media, list[Slot]], Awaitable[T]],
     options: Options,
     media: Media,
     slots: list[Slot],
 ) -> T:
     """Do `job` with a server of our own, on a port of this machine that nobody else uses."""
-    from ..engines.suite import Models
     from ..server.app import Server
 
     settings = evolve(settings, host="127.0.0.1", port=0, metrics_port=None)
-    server = Server(settings, Models.build(settings))
+    server = Server(settings, models)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(server.run)
         options = evolve(options, token=settings.api_key)

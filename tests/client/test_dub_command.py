@@ -39,6 +39,19 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(command.dub, [str(argument) for argument in arguments])
 
 
+@pytest.fixture
+def server_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_find_server", lambda *arguments: None)
+
+
+@pytest.fixture
+def undecodable(source: Path) -> Path:
+    """Whoever tries to decode it says that it is no media file."""
+    source.write_text("no sound")
+    return source
+
+
+@pytest.mark.usefixtures("server_found")
 def test_what_it_refuses_before_it_starts(source: Path, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no sound")
     out = tmp_path / "out.wav"
@@ -59,23 +72,26 @@ def test_what_it_refuses_before_it_starts(source: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.wav", "text.wav"]
 
 
-def test_a_server_that_is_not_there_is_named(source: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_named_before_anything_is_decoded(undecodable: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    result = run(source, "-o", tmp_path / "out.wav", "--to", "es", "--url", f"http://127.0.0.1:{port}")
+    result = run(undecodable, "-o", tmp_path / "out.wav", "--to", "es", "--url", f"http://127.0.0.1:{port}")
     assert result.exit_code == 1
     assert f"cannot connect to http://127.0.0.1:{port}: Connection refused" in result.output
     assert not (tmp_path / "out.wav").exists()
 
 
-def test_engines_that_cannot_run_here_are_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_that_cannot_run_here_are_named_before_anything_is_decoded(
+    undecodable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ASR_MODEL", "no-such-model")
-    result = run(source, "-o", tmp_path / "out.wav", "--to", "es", "--profile", "embedded")
+    result = run(undecodable, "-o", tmp_path / "out.wav", "--to", "es", "--profile", "embedded")
     assert result.exit_code == 1
     assert "no-such-model" in result.output
 
 
+@pytest.mark.usefixtures("server_found")
 @pytest.mark.parametrize(("second", "code"), [("success", 0), ("partial", 0), ("failed", 1)])
 def test_a_failed_fragment_shows_in_the_exit_status_and_the_report(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, code: int
@@ -98,6 +114,7 @@ def test_a_failed_fragment_shows_in_the_exit_status_and_the_report(
     assert read_media(tmp_path / "out.wav").samples.shape == (44_107, 1)
 
 
+@pytest.mark.usefixtures("server_found")
 @pytest.mark.parametrize("name", ["talk [dQw4w9WgXcQ].wav", "[red]talk[/b].wav", "talk :smile:.wav"])
 def test_names_of_files_are_shown_as_they_are(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
