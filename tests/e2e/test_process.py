@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sts_trio.testing.process import free_port, server_process
+from sts_trio.testing.process import ServerProcessError, free_port, server_process
 
 from .worker import Worker, pcm_audio, speak
 
@@ -38,6 +38,45 @@ def test_sigterm_lets_what_is_in_flight_finish_and_exits_zero(tmp_path: Path) ->
     lines = (tmp_path / "log").read_text()
     assert '"event":"stopped"' in lines
     assert "drain_timed_out" not in lines
+
+
+def test_a_second_sigterm_cuts_the_drain_short(tmp_path: Path) -> None:
+    spoken = speak("officials said the new program will begin next year " * 4, 16_000, 1)
+
+    async def scenario(port: int, process: subprocess.Popen[bytes]) -> None:
+        async with Worker(port) as worker:
+            await worker.open("cut", format="pcm_s16le", sample_rate_hz=16_000, channels=1)
+            for number in range(6):
+                await worker.send("cut", number, pcm_audio(spoken, 16_000))
+            await worker.wait_for("fragment:ack", 6)
+            process.send_signal(signal.SIGTERM)
+            while b"draining" not in (tmp_path / "log").read_bytes():  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 10) == 1
+
+    with pytest.raises(ServerProcessError, match="exit status 1"), server_process(tmp_path / "log") as server:
+        asyncio.run(scenario(server.port, server.process))
+
+
+def test_the_drain_timeout_bounds_the_drain_and_every_fragment_has_its_result(tmp_path: Path) -> None:
+    spoken = speak("officials said the new program will begin next year " * 4, 16_000, 1)
+
+    async def scenario(port: int, process: subprocess.Popen[bytes]) -> None:
+        async with Worker(port) as worker:
+            await worker.open("late", format="pcm_s16le", sample_rate_hz=16_000, channels=1)
+            for number in range(6):
+                await worker.send("late", number, pcm_audio(spoken, 16_000))
+            await worker.wait_for("fragment:ack", 6)
+            process.send_signal(signal.SIGTERM)
+            await worker.wait_for("stream:complete")
+            results = worker.got("fragment:processed")
+            assert [result["sequence_number"] for result in results] == list(range(6))
+            assert results[-1]["error"]["code"] == "TEMPORARY_UNAVAILABLE"
+
+    with server_process(tmp_path / "log", DRAIN_TIMEOUT_S="1") as server:
+        asyncio.run(scenario(server.port, server.process))
+        assert server.process.wait(20) == 0
 
 
 def refused_to_start(**environment: str) -> str:

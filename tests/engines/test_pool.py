@@ -177,6 +177,38 @@ async def test_a_batch_goes_on_while_anybody_waits_for_any_of_it(autojump_clock:
     assert engine.cancelled == 0
 
 
+async def test_an_engine_that_loses_an_answer_is_a_defect(autojump_clock: trio.testing.MockClock) -> None:
+    class Forgetful(ScriptedEngine[str, str]):
+        async def _call(self, batch: Sequence[str]) -> Sequence[str | EngineFailure]:
+            return []
+
+    async with running(Forgetful("forgetful", lambda request: Step(request))) as pool:
+        with pytest.raises(EngineDefect, match="0 answers to 1 requests"):
+            await pool.submit("a", stream="s")
+
+
+async def test_operators_see_busy_slots_and_abandoned_calls(autojump_clock: trio.testing.MockClock) -> None:
+    metrics = Metrics()
+    engine: Echo = ScriptedEngine("echo", lambda request: Step(request, HANG))
+    pool = Pool("test", engine, slots=2, max_waiting=9, offload=inline_offload, metrics=metrics)
+
+    def value(name: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"pool": "test"})
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        assert value("sts_pool_busy_slots") == 0
+        with trio.move_on_after(1):
+            async with trio.open_nursery() as callers:
+                callers.start_soon(lambda: pool.submit("a", stream="s"))
+                await trio.sleep(0.5)
+                assert value("sts_pool_busy_slots") == 1
+        await trio.testing.wait_all_tasks_blocked()
+        assert value("sts_pool_busy_slots") == 0
+        assert value("sts_pool_abandoned_calls_total") == 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_too_many_waiting_requests_are_refused(autojump_clock: trio.testing.MockClock) -> None:
     async with running(takes(1), max_waiting=1) as pool, trio.open_nursery() as callers:
         for _ in range(2):  # one runs, one waits

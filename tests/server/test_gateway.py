@@ -32,7 +32,7 @@ async def test_without_a_key_no_token_is_asked_for(autojump_clock: MockClock) ->
         assert MemoryWorker(server.gateway).connect() is None
 
 
-@pytest.mark.parametrize("token", [None, "wrong", "", "sécret"])
+@pytest.mark.parametrize("token", [None, "wrong", "", "sécret", "righ", "rightly"])
 async def test_a_wrong_token_is_refused(token: str | None, autojump_clock: MockClock) -> None:
     async with memory_server(settings=Settings(api_key="right")) as server:
         refusal = MemoryWorker(server.gateway).connect(token)
@@ -137,6 +137,29 @@ async def test_an_event_for_a_stream_of_somebody_else_is_refused(event: str, aut
         assert last_error(mine)["code"] == "STREAM_NOT_FOUND"
         await theirs.say("fragment:data", fragment(0))
         await theirs.wait_for("fragment:processed")
+
+
+async def test_a_refusal_for_somebody_elses_stream_passes_over_none_of_its_numbers(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(gap_timeout_ms=3_000)) as server:
+        mine, theirs = server.worker("mine"), server.worker("theirs")
+        await theirs.say("stream:init", stream_init())
+        await theirs.say("fragment:data", fragment(0))
+        await mine.say("fragment:data", fragment(1))
+        await theirs.say("fragment:data", fragment(2))
+        await theirs.wait_for("fragment:processed", 2)
+        assert theirs.times("fragment:processed") == [0, 3]
+
+
+async def test_a_lost_connection_takes_none_of_its_streams_with_it(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(resume_grace_s=2)) as server:
+        worker = server.worker()
+        for name in "ab":
+            await worker.say("stream:init", stream_init(name))
+        worker.disconnect()
+        await trio.sleep(1.9)
+        assert server.gateway.active_streams == 2
+        await trio.sleep(0.2)
+        assert server.gateway.active_streams == 0
 
 
 async def test_an_unknown_event_is_ignored(autojump_clock: MockClock) -> None:
@@ -338,6 +361,8 @@ def test_whatever_is_sent_is_answered_by_name_and_disturbs_nobody(events: list[t
             for event, body in events:
                 before = len(hostile.received)
                 await hostile.say(event, body)
+                if event == "fragment:data" or (event.startswith("stream:") and not isinstance(body, dict)):
+                    assert len(hostile.received) > before, f"{event} was not answered"
                 for _, name, answer in hostile.received[before:]:
                     if name == "error":
                         assert answer["code"] != "INTERNAL_ERROR"

@@ -9,6 +9,7 @@ import pybase64
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 from trio.testing import MockClock
 
 from protocol.errors import ErrorCode
@@ -138,6 +139,47 @@ async def test_what_was_said_before_is_the_context_of_what_comes_next(autojump_c
     ]
 
 
+async def test_context_is_bounded(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("word " * 1_000)))
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server)
+        await send(worker, 0, 1)
+        await worker.wait_for("fragment:processed", 2)
+        assert 0 < len(asr.requests[1].previous_text) <= 500
+
+
+async def test_silence_is_as_long_as_each_fragment(autojump_clock: MockClock) -> None:
+    models = scripted_models(ScriptedAsr(script=lambda _: Step(Transcript(""))))
+    async with memory_server(models) as server:
+        worker = await opened(server)
+        for number, duration_ms in enumerate((1_000, 700, 1_000)):
+            await worker.say("fragment:data", fragment(number, duration_ms=duration_ms))
+        results = await worker.wait_for("fragment:processed", 3)
+        assert [len(pcm(result)) for result in results] == [8_000, 5_600, 8_000]
+
+
+async def test_operators_see_every_result(autojump_clock: MockClock) -> None:
+    heard = iter([Step(Transcript("hello"), 0.2), Step(EngineFailure(ErrorCode.ASR_FAILED, "no"), 0.2)])
+    async with memory_server(scripted_models(ScriptedAsr(script=lambda _: next(heard)))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        assert server.in_flight == 1
+        await send(worker, 1)
+        await worker.wait_for("fragment:processed", 2)
+
+        def value(name: str, **labels: str) -> float | None:
+            return server.metrics.registry.get_sample_value(name, labels)
+
+        assert value("sts_fragments_total", status="success") == 1
+        assert value("sts_fragments_total", status="failed") == 1
+        assert value("sts_fragment_errors_total", stage="asr", error_code="ASR_FAILED") == 1
+        assert value("sts_fragment_processing_seconds_count") == 2
+        assert value("sts_asr_duration_seconds_sum") == pytest.approx(0.4)
+        assert value("sts_translation_duration_seconds_count") == 1
+        assert value("sts_tts_duration_seconds_count") == 1
+        assert server.in_flight == 0
+
+
 # ---------------------------------------------------------------- order
 
 
@@ -163,6 +205,18 @@ async def test_fragments_sent_out_of_order_come_back_in_order(autojump_clock: Mo
         await send(worker, 0, 2, 3, 1)
         await worker.wait_for("fragment:processed", 4)
         assert numbers(worker) == [0, 1, 2, 3]
+
+
+async def test_of_what_waits_the_lowest_number_goes_first(autojump_clock: MockClock) -> None:
+    asr = slow_asr(1)
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server, max_inflight=1)
+        await send(worker, 0)
+        await trio.sleep(0.5)
+        for number, length_ms in ((3, 300), (1, 100), (2, 200)):
+            await worker.say("fragment:data", fragment(number, duration_ms=length_ms))
+        await worker.wait_for("fragment:processed", 4)
+        assert [len(request.samples) // 16 for request in asr.requests] == [1_000, 100, 200, 300]
 
 
 async def test_later_fragments_never_hold_the_tokens_an_earlier_one_needs(autojump_clock: MockClock) -> None:
@@ -271,6 +325,10 @@ async def test_the_ack_says_where_in_the_queue_a_fragment_is(autojump_clock: Moc
         await send(worker, 0, 1, 2, 3)
         acks = [(ack["status"], ack["queue_position"]) for ack in worker.got("fragment:ack")]
         assert acks == [("processing", 0), ("processing", 0), ("queued", 1), ("queued", 2)]
+        await worker.wait_for("fragment:processed", 4)
+        await send(worker, 4)
+        typical = worker.got("fragment:ack")[-1]["estimated_completion_ms"]
+        assert 1_000 <= typical <= 2_000  # waiting for ASR, then ASR
 
 
 async def test_backpressure_levels_and_recovery_are_the_contracts(autojump_clock: MockClock) -> None:
@@ -285,7 +343,11 @@ async def test_backpressure_levels_and_recovery_are_the_contracts(autojump_clock
         (refusal,) = worker.got("error")
         assert (refusal["code"], refusal["fragment_id"], refusal["retryable"]) == ("BACKPRESSURE_EXCEEDED", "f7", True)
         await worker.wait_for("fragment:processed", 7)
+        pause = worker.got("backpressure")[1]
+        assert pause["queue_depth"] >= 3
+        assert pause["recommended_delay_ms"] == 30_000 * 3 // 2  # three too many, two at a time, nothing known yet
         recovery = worker.got("backpressure")[-1]
+        assert recovery["recommended_delay_ms"] == 0
         assert (recovery["severity"], recovery["action"], recovery["current_inflight"]) == ("low", "none", 1)
         assert recovery["threshold_exceeded"] is None
         assert worker.times("backpressure")[-1] == 6
@@ -338,6 +400,68 @@ async def test_a_failed_stage_is_named_and_fallback_audio_comes_along(stage: str
             "retryable": True,
         }
         assert len(pcm(result)) == 8_000
+
+
+async def test_after_a_failure_no_further_stage_touches_a_fragment(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(EngineFailure(ErrorCode.ASR_FAILED, "no")))
+    translation, tts = ScriptedTranslation(), ScriptedTts()
+    async with memory_server(scripted_models(asr, translation, tts)) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        assert not translation.requests
+        assert not tts.requests
+
+
+async def test_a_defect_of_a_stage_itself_costs_one_fragment(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        with monkeypatch.context() as patch:
+            patch.setattr("sts_trio.stream.duration.SlotFitter.plan", lambda *_: 1 / 0)
+            await send(worker, 0)
+            (result,) = await worker.wait_for("fragment:processed")
+        assert (result["error"]["code"], result["error"]["stage"]) == ("INTERNAL_ERROR", "tts")
+        await send(worker, 1)
+        assert (await worker.wait_for("fragment:processed", 2))[1]["status"] == "success"
+
+
+async def test_what_cannot_be_encoded_gets_the_fallback_and_says_nothing_of_speech(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        await trio.testing.wait_all_tasks_blocked()  # the silence is ready
+        submit = server.engines.encode.submit
+
+        async def fails_with_speech(request: Any, *, stream: str) -> bytes:
+            if request.samples.size:
+                raise EngineFailure(ErrorCode.INTERNAL_ERROR, "no")
+            return await submit(request, stream=stream)
+
+        object.__setattr__(server.engines.encode, "submit", fails_with_speech)
+        await send(worker, 0)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["error"]["stage"] == "encode"
+        assert not pcm(result).any()
+        assert result["metadata"]["speed_ratio"] == 1.0
+
+
+async def test_a_fallback_that_takes_too_long_is_left_out(autojump_clock: MockClock) -> None:
+    models = scripted_models(ScriptedAsr(script=lambda _: Step(Transcript("hello"), HANG)))
+    async with memory_server(models) as server:
+        worker = await opened(server, timeout_ms=1_000)
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def hangs(request: Any, *, stream: str) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        object.__setattr__(server.engines.encode, "submit", hangs)
+        await worker.say("fragment:data", fragment(0, duration_ms=500))
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["error"]["code"] == "TIMEOUT"
+        assert "dubbed_audio" not in result
+        assert worker.times("fragment:processed") == [1.1]
 
 
 async def test_a_fragment_that_cannot_be_decoded_fails_alone(autojump_clock: MockClock) -> None:
@@ -464,6 +588,37 @@ async def test_long_speech_is_spoken_faster(autojump_clock: MockClock) -> None:
         assert [request.rate for request in tts.requests] == [1.0, 1.5]
 
 
+async def test_what_the_engine_cannot_do_rubber_band_does(autojump_clock: MockClock) -> None:
+    tts = ScriptedTts(script=lambda request: Step(tone(1.5 / request.rate)), rate_range=(1.0, 1.2))
+    async with memory_server(scripted_models(tts=tts)) as server:
+        stretched: list[float] = []
+
+        async def stretch(request: Any, *, stream: str) -> Any:
+            stretched.append(request.speed)
+            return request.samples[: int(len(request.samples) / request.speed)]
+
+        object.__setattr__(server.engines.stretch, "submit", stretch)
+        worker = await opened(server)
+        await send(worker, 0)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert stretched == [pytest.approx(1.25, abs=0.01)]
+        assert result["status"] == "success"
+        assert result["metadata"]["speed_ratio"] == pytest.approx(1.5, abs=0.01)
+
+
+async def test_silence_after_speech_does_not_count_as_speech(autojump_clock: MockClock) -> None:
+    def trailing_silence(request: SpeechRequest) -> Step[Any]:
+        spoken = tone(2.0 / request.rate)
+        quiet = np.zeros(len(spoken.samples) // 2, np.float32)
+        return Step(evolve(spoken, samples=np.concatenate([spoken.samples, quiet])))
+
+    async with memory_server(scripted_models(tts=ScriptedTts(script=trailing_silence))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["status"] == "success"
+
+
 # ---------------------------------------------------------------- the same fragment again
 
 
@@ -500,6 +655,19 @@ async def test_a_retryable_failure_sent_again_is_processed_again_and_late(autoju
         await send(worker, 0)
         retried = (await worker.wait_for("fragment:processed", 3))[-1]
         assert (retried["sequence_number"], retried["status"], retried["metadata"]["late"]) == (0, "success", True)
+
+
+async def test_a_retryable_failure_is_processed_again_while_its_result_is_kept(autojump_clock: MockClock) -> None:
+    steps = iter([Step(EngineFailure(ErrorCode.GPU_OOM, "full")), Step(Transcript("hello"))])
+    async with memory_server(scripted_models(ScriptedAsr(script=lambda _: next(steps)))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await send(worker, 0)
+        assert (await worker.wait_for("fragment:processed", 2))[1]["status"] == "success"
+        await worker.say("stream:end", {"stream_id": "s"})
+        (complete,) = await worker.wait_for("stream:complete")
+        assert (complete["total_fragments"], complete["failed_count"]) == (1, 1)  # first results count
 
 
 async def test_two_fragments_cannot_use_one_number(autojump_clock: MockClock) -> None:
@@ -564,6 +732,18 @@ async def test_a_gap_at_the_end_is_given_up_at_once(autojump_clock: MockClock) -
         assert numbers(worker) == [0, 2]
         assert worker.got("error")[0]["metadata"] == {"missing": [1]}
         assert trio.current_time() == 0
+
+
+@pytest.mark.parametrize("event", ["stream:pause", "stream:resume"])
+async def test_nothing_revives_a_stream_that_is_ending(event: str, autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.say("stream:end", {"stream_id": "s"})
+        await worker.say(event, {"stream_id": "s"})
+        await send(worker, 1)
+        assert worker.got("error")[-1]["fragment_id"] == "f1"
+        await worker.wait_for("stream:complete")
 
 
 async def test_a_fragment_after_the_end_is_refused_by_name(autojump_clock: MockClock) -> None:
