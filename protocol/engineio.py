@@ -49,7 +49,8 @@ class CloseReason(StrEnum):
     TRANSPORT_CLOSE = "transport close"  # the WebSocket closed or broke
     PING_TIMEOUT = "ping timeout"  # a ping or its answer did not come in time
     OPEN_TIMEOUT = "open timeout"  # the server's open packet did not come in time
-    CONNECT_TIMEOUT = "connect timeout"  # no Socket.IO namespace was joined, or attachments failed to come, in time
+    CONNECT_TIMEOUT = "connect timeout"  # no Socket.IO namespace was joined in time
+    ATTACHMENTS_TIMEOUT = "attachments timeout"  # a Socket.IO packet's attachments did not come in time
     CLIENT_CLOSE = "client close"  # the client said so
     SERVER_CLOSE = "server close"  # the server said so
     PARSE_ERROR = "parse error"  # the peer broke a rule
@@ -297,7 +298,7 @@ class _Connection:
 
     @property
     def deadline(self) -> float:
-        """When `tick` must be called, in seconds; infinite once closed. Changes with every `receive` and `tick`."""
+        """When `tick` must be called, in seconds; infinite once closed. Any other call may change it."""
         return self._deadline
 
     def close(self, reason: CloseReason) -> None:
@@ -373,8 +374,16 @@ class ServerConnection(_Connection):
             self.close(CloseReason.PING_TIMEOUT)
             return []
         self._awaiting_pong = True
-        self._deadline = now + self._timeout
+        self.ping_moved(now)
         return [encode_frame(Packet(PacketType.PING))]
+
+    def ping_moved(self, now: float) -> None:
+        """The ping, or a piece of what must be sent before it, has just been sent: the answer is due a timeout later.
+
+        For transports that are slow: a client cannot answer what it was not sent yet. Without a ping it does nothing.
+        """
+        if self._awaiting_pong and self._closed is None:
+            self._deadline = now + self._timeout
 
 
 class ClientConnection(_Connection):

@@ -8,6 +8,12 @@ Three tasks share the sans-IO state machines of `protocol`, and end together:
 
 **What goes out never waits for the worker.** `Peer.emit` puts frames into a queue and returns. The queue is bounded in
 bytes of memory; a worker that reads so slowly that it overflows is disconnected, not buffered for.
+
+**A slow worker is not a dead one.** A ping overtakes what is queued, but not the message that is just being sent, and
+at 100 kB/s one message can take longer than an answer may. So the answer's time starts anew with each piece of 64 KiB
+that goes out before the ping, and for the last time with the ping itself.
+
+**A stranger gets little.** Until it is let in a connection may send nothing large and be refused a few times only.
 """
 
 from __future__ import annotations
@@ -32,6 +38,12 @@ log = structlog.get_logger(__name__)
 
 NAMESPACE: Final = "/"
 """The only one that is served."""
+
+STRANGER_MESSAGE_BYTES: Final = 2**16
+"""The largest message before the first namespace was joined: a CONNECT with its auth."""
+
+REFUSALS: Final = 3
+"""With the last of so many refused CONNECTs a connection is closed."""
 
 _NORMAL: Final = 1000  # WebSocket close codes (RFC 6455, 7.4.1)
 _GOING_AWAY: Final = 1001
@@ -104,7 +116,7 @@ class ConnectionSettings:
     """How connections behave. The times are the reference server's, the heartbeat is the contract's.
 
     Attributes:
-        max_message_bytes: a larger message ends the connection with 1009.
+        max_message_bytes: a larger message ends the connection with 1009; see also `STRANGER_MESSAGE_BYTES`.
         send_queue_bytes: what may wait to be sent, as Python counts its memory.
         connect_timeout_s: from the handshake to the first namespace that is joined.
         attachments_timeout_s: from a packet's text to its last attachment.
@@ -142,11 +154,14 @@ class Connection:
         self._engine = engineio.ServerConnection(handshake, now)
         self._socket = socketio.ServerSocket(socketio.Limits(packet_bytes=settings.max_message_bytes))
         self._peer: _Peer | None = None
+        self._refusals = 0
         self._detail = ""  # why it ended, for the log
+        websocket.limit(min(settings.max_message_bytes, STRANGER_MESSAGE_BYTES))
 
         self._queue: deque[Frame] = deque()
         self._queued_bytes = 0  # of what is queued or being sent
         self._more_to_send = trio.Event()
+        self._unsent_ping: Frame | None = None
 
         self._closing: CloseReason | None = None  # set: only what is queued is still sent
         self._connect_by = now + settings.connect_timeout_s
@@ -238,8 +253,12 @@ class Connection:
         if refusal is not None:
             log.info("connection_refused", address=self.address, message=refusal.message, data=refusal.data)
             self._send(self._socket.reject(namespace, refusal.message, refusal.data))
+            self._refusals += 1
+            if self._refusals == REFUSALS:
+                self.close(CloseReason.SERVER_CLOSE)
             return
         self._peer = peer
+        self._websocket.limit(self._settings.max_message_bytes)
         self._connect_by = math.inf
         self._send(self._socket.accept(namespace, peer.id))
 
@@ -280,16 +299,23 @@ class Connection:
             while self._queue:
                 frame = self._queue.popleft()
                 try:
-                    await self._websocket.send(frame)
+                    await self._websocket.send(frame, self._piece_sent)
                 except WebSocketClosed as closed:
                     self._end(CloseReason.TRANSPORT_CLOSE, str(closed))
                     return
+                if frame is self._unsent_ping:
+                    self._unsent_ping = None
                 self._queued_bytes -= sys.getsizeof(frame)
             if self._closing is not None:
                 self._end(self._closing)
                 return
             self._more_to_send = trio.Event()
             await self._more_to_send.wait()
+
+    def _piece_sent(self) -> None:
+        if self._unsent_ping is not None:
+            self._engine.ping_moved(trio.current_time())
+            self._rearm()
 
     # ---------------------------------------------------------------------------------- timer
 
@@ -311,15 +337,15 @@ class Connection:
         return min(self._engine.deadline, self._connect_by, self._attachments_by, self._flush_by)
 
     def _do_what_is_due(self, now: float) -> None:
-        # A ping overtakes what waits: a slow connection is not a dead one, and how slow it may be the queue decides.
         for ping in self._engine.tick(now):
+            self._unsent_ping = ping
             self._enqueue(ping, first=True)
         if self._engine.closed is not None:
             self._end(self._engine.closed)
         elif now >= self._connect_by:
             self._end(CloseReason.CONNECT_TIMEOUT, "no namespace was joined")
         elif now >= self._attachments_by:
-            self._end(CloseReason.CONNECT_TIMEOUT, "attachments did not come")
+            self._end(CloseReason.ATTACHMENTS_TIMEOUT, "attachments did not come")
         elif now >= self._flush_by:
             self._end(self._closing or CloseReason.SERVER_CLOSE, "not everything could be sent")
 

@@ -73,6 +73,33 @@ class ServerEnd(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
+class SlowLink(trio.abc.Stream):
+    """A client's end that takes what comes at `bytes_per_s`, and no byte ahead."""
+
+    def __init__(self, stream: Any, bytes_per_s: int) -> None:
+        self._stream = stream
+        self._bytes_per_s = bytes_per_s
+
+    @classmethod
+    def pair(cls, bytes_per_s: int) -> tuple[SlowLink, Any]:
+        client, server = trio.testing.lockstep_stream_pair()
+        return cls(client, bytes_per_s), server
+
+    async def send_all(self, data: Any) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = await self._stream.receive_some(max_bytes)
+        await trio.sleep(len(data) / self._bytes_per_s)
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class Network(trio.abc.Listener[trio.SocketStream]):
     """A listener that tests connect to.
 

@@ -19,9 +19,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from protocol.engineio import CloseReason
 from protocol.socketio import NotJoined
-from sts_trio.server.connection import ConnectionSettings, Peer, Refusal
+from sts_trio.server.connection import REFUSALS, STRANGER_MESSAGE_BYTES, ConnectionSettings, Peer, Refusal
+from sts_trio.server.websocket import PIECE
 
-from .memory import CLIENT_ADDRESS, Pair, Server, serving
+from .memory import CLIENT_ADDRESS, Pair, Server, SlowLink, serving
 
 ids = itertools.count()
 SETTINGS = ConnectionSettings(new_id=lambda: f"id-{next(ids)}")
@@ -154,6 +155,35 @@ async def test_a_refused_worker_learns_why_and_may_ask_again(autojump_clock: Moc
         await scene.worker.send("40")
         assert str(await scene.worker.frame()).startswith("40")
     assert [reason for _, reason in application.gone] == [CloseReason.TRANSPORT_CLOSE]
+
+
+async def test_no_connection_may_guess_on_and_on(autojump_clock: MockClock) -> None:
+    async with connected(Recorder(refusal=Refusal("wrong token"))) as scene:
+        await scene.worker.open_packet()
+        await scene.worker.send(*['40{"token":"guess"}'] * (REFUSALS + 1))
+        for _ in range(REFUSALS):
+            assert await scene.worker.frame() == '44{"message":"wrong token"}'
+        assert await scene.worker.wait_closed() == 1000
+        assert trio.current_time() == 0
+    assert len(scene.application.auths) == REFUSALS
+
+
+async def test_who_has_not_joined_may_send_nothing_large(autojump_clock: MockClock) -> None:
+    def connect(size: int) -> str:
+        return '40{"token":"' + "a" * (size - 14) + '"}'
+
+    async with connected() as scene:
+        await scene.worker.open_packet()
+        await scene.worker.send(connect(STRANGER_MESSAGE_BYTES))
+        assert str(await scene.worker.frame()).startswith("40")
+        await scene.worker.send('42["now","' + "a" * STRANGER_MESSAGE_BYTES + '"]')
+        await trio.sleep(1)
+        assert len(scene.application.events) == 1
+    async with connected() as scene:
+        await scene.worker.open_packet()
+        await scene.worker.send(connect(STRANGER_MESSAGE_BYTES + 1))
+        assert await scene.worker.wait_closed() == 1009
+    assert scene.application.auths == []
 
 
 async def test_other_namespaces_do_not_exist(autojump_clock: MockClock) -> None:
@@ -335,6 +365,52 @@ async def test_a_ping_overtakes_what_a_slow_reader_has_not_read(autojump_clock: 
         assert [frame for frame in frames if frame != "2"] == [f'42["n",{number}]' for number in range(5)]
 
 
+async def test_a_worker_that_takes_long_for_a_message_has_its_time_for_the_ping_behind_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected(pair=lambda: SlowLink.pair(30_000)) as scene:
+        await scene.worker.join()
+        await trio.sleep(24 - trio.current_time())
+        scene.application.peers[0].emit("slow", "a" * 900_000)
+        assert len(await scene.worker.frame()) > 900_000
+        assert trio.current_time() > 24 + 30
+        assert await scene.worker.frame() == "2"
+        pinged = trio.current_time()
+        await trio.sleep(9)
+        await scene.worker.send("3")
+        assert await scene.worker.frame() == "2"
+        assert trio.current_time() == pytest.approx(pinged + 9 + 25, abs=0.01)
+        await scene.worker.wait_closed()
+        assert trio.current_time() == pytest.approx(pinged + 9 + 25 + 10, abs=0.01)
+    assert [reason for _, reason in scene.application.gone] == [CloseReason.PING_TIMEOUT]
+
+
+async def test_what_is_sent_after_a_ping_gives_no_more_time_for_its_answer(autojump_clock: MockClock) -> None:
+    async with connected() as scene:
+        await scene.worker.join()
+        peer = scene.application.peers[0]
+
+        async def emit_every_second() -> None:
+            while True:
+                peer.emit("n", 1)
+                await trio.sleep(1)
+
+        scene.server.nursery.start_soon(emit_every_second)
+        with trio.fail_after(60):
+            await scene.worker.wait_closed()
+        assert trio.current_time() == 35
+
+
+async def test_who_takes_nothing_while_a_ping_waits_is_gone(autojump_clock: MockClock) -> None:
+    async with connected(pair=lockstep_stream_pair) as scene:
+        await scene.worker.join()
+        for _ in range(3):  # trio-websocket holds one message, and reads one
+            scene.application.peers[0].emit("large", "a" * PIECE)
+        await scene.server.network.accepted[0].closed.wait()
+        assert trio.current_time() == 35
+    assert [reason for _, reason in scene.application.gone] == [CloseReason.PING_TIMEOUT]
+
+
 # -------------------------------------------------------------------------------------- bounds
 
 
@@ -402,7 +478,7 @@ async def test_attachments_have_ten_seconds_from_the_packet_that_announced_them(
         await scene.worker.send(b"0")
         assert await scene.worker.wait_closed() == 1000
         assert trio.current_time() == 15
-    assert scene.application.gone == [(scene.application.peers[0].id, CloseReason.CONNECT_TIMEOUT)]
+    assert scene.application.gone == [(scene.application.peers[0].id, CloseReason.ATTACHMENTS_TIMEOUT)]
 
 
 # -------------------------------------------------------------------------------------- ends
