@@ -135,8 +135,8 @@ class Settings:
     result_buffer_bytes: int = _variable(
         "RESULT_BUFFER_BYTES",
         _integer(0, 2**32),
-        16 * 2**20,
-        "Unacknowledged results kept per stream; at most a third of STS_SEND_QUEUE_BYTES: they may be sent at once.",
+        32 * 2**20,
+        "Unacknowledged results kept per stream.",
     )
     fallback_mode: Literal["silence", "original"] = _variable(
         "FALLBACK_MODE",
@@ -202,13 +202,7 @@ class Settings:
                 except ValueError as error:
                     shown = "a secret" if attribute.metadata["secret"] else repr(given[name])
                     raise ConfigError(f"{name}: {error}, got {shown}") from None
-        settings = cls(**values)
-        if 3 * settings.result_buffer_bytes > settings.send_queue_bytes:
-            raise ConfigError(
-                "RESULT_BUFFER_BYTES: must be at most a third of STS_SEND_QUEUE_BYTES, "
-                f"got {settings.result_buffer_bytes} and {settings.send_queue_bytes}"
-            )
-        return settings
+        return cls(**values)
 
     @property
     def separate_metrics_port(self) -> int | None:

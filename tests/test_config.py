@@ -60,11 +60,6 @@ def test_a_secret_is_never_shown() -> None:
     assert "a secret" in str(error.value)
 
 
-def test_what_may_be_replayed_at_once_must_fit_the_send_queue() -> None:
-    with pytest.raises(ConfigError, match="RESULT_BUFFER_BYTES"):
-        Settings.load({"RESULT_BUFFER_BYTES": "1000000", "STS_SEND_QUEUE_BYTES": "2000000"})
-
-
 def test_the_embedded_profile_gives_way_to_the_environment() -> None:
     settings = Settings.load({"TTS_MODEL": "other"}, profile="embedded")
     assert (settings.asr_model, settings.translation_provider, settings.tts_model) == (

@@ -76,6 +76,10 @@ class Peer(Protocol):
         """
         ...
 
+    async def drained(self) -> None:
+        """Wait until all that is queued for it was sent, or nothing will be sent any more."""
+        ...
+
     def close(self) -> None:
         """Disconnect it when all that is queued was sent. Its client library will not come back by itself."""
         ...
@@ -161,6 +165,7 @@ class Connection:
         self._queue: deque[Frame] = deque()
         self._queued_bytes = 0  # of what is queued or being sent
         self._more_to_send = trio.Event()
+        self._all_sent = trio.Event()
         self._unsent_ping: Frame | None = None
 
         self._closing: CloseReason | None = None  # set: only what is queued is still sent
@@ -182,6 +187,7 @@ class Connection:
         finally:
             self._engine.close(CloseReason.TRANSPORT_CLOSE)
             self._queue.clear()
+            self._all_sent.set()
             reason = self._engine.closed or CloseReason.TRANSPORT_CLOSE
             log.info("connection_closed", address=self.address, reason=reason, detail=self._detail)
             self._leave(reason)
@@ -273,6 +279,9 @@ class Connection:
     def emit(self, event: str, payload: object) -> None:
         self._send(self._socket.emit(NAMESPACE, event, payload))
 
+    async def drained(self) -> None:
+        await self._all_sent.wait()
+
     def disconnect(self) -> None:
         self._send(self._socket.disconnect(NAMESPACE))
         self.close(CloseReason.SERVER_CLOSE)
@@ -292,6 +301,8 @@ class Connection:
             self._queue.appendleft(frame)
         else:
             self._queue.append(frame)
+        if self._all_sent.is_set():
+            self._all_sent = trio.Event()
         self._more_to_send.set()
 
     async def _write(self) -> None:
@@ -309,6 +320,7 @@ class Connection:
             if self._closing is not None:
                 self._end(self._closing)
                 return
+            self._all_sent.set()
             self._more_to_send = trio.Event()
             await self._more_to_send.wait()
 
@@ -366,6 +378,9 @@ class _Peer:
     def emit(self, event: str, payload: object) -> None:
         if not self.closed:
             self._connection.emit(event, payload)
+
+    async def drained(self) -> None:
+        await self._connection.drained()
 
     def close(self) -> None:
         if not self.closed:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from protocol.dubbing import (
     WORKER_EVENTS,
@@ -35,7 +35,7 @@ from protocol.errors import ErrorCode, PayloadError
 from ..config import Settings
 from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
-from ..stream.session import Identity, Send, StreamSession
+from ..stream.session import Identity, StreamSession
 from .connection import Peer, Refusal
 
 log = structlog.get_logger(__name__)
@@ -50,6 +50,19 @@ class _Link:
 
     session: StreamSession
     peer: Peer | None
+
+
+@frozen
+class _PeerOutlet:
+    """A connection as a stream sees it (`stream.session.Outlet`)."""
+
+    peer: Peer
+
+    def send(self, event: ServerEvent) -> None:
+        self.peer.emit(event.event, payload(event))
+
+    async def drained(self) -> None:
+        await self.peer.drained()
 
 
 class Gateway:
@@ -181,7 +194,7 @@ class Gateway:
             engines=self._engines,
             metrics=self._metrics,
             identity=self._identity,
-            send=_sender(peer),
+            outlet=_PeerOutlet(peer),
         )
         link = self._links[init.stream_id] = _Link(session, peer)
         self._sessions.start_soon(self._live, link)
@@ -197,7 +210,7 @@ class Gateway:
         ):
             raise _refusal(ErrorCode.STREAM_NOT_FOUND, "no such session to resume: start afresh")
         link.peer = peer  # a connection that is half dead loses the stream to its successor
-        return link.session.attach(_sender(peer), init.resume.next_sequence_number)
+        return link.session.attach(_PeerOutlet(peer), init.resume.next_sequence_number)
 
     def _check_engines(self, init: StreamInit) -> None:
         models, config = self._engines.models, init.config
@@ -251,7 +264,7 @@ class Gateway:
             stream_id=stream_id,
             fragment_id=fragment_id,
         )
-        _sender(peer)(error)
+        _PeerOutlet(peer).send(error)
         if cls is FragmentData:
             self._metrics.fragments_refused_total.labels(refusal.code).inc()
             if refusal.code is not ErrorCode.INVALID_SEQUENCE:
@@ -302,7 +315,7 @@ class Gateway:
 
     def _tell_lost(self, peer: Peer, stream_id: str, code: ErrorCode, reason: str, error_id: str | None = None) -> None:
         error_id = error_id or self._identity.new_id()
-        _sender(peer)(ErrorEvent(error_id, code, reason, Severity.FATAL, code.retryable, stream_id))
+        _PeerOutlet(peer).send(ErrorEvent(error_id, code, reason, Severity.FATAL, code.retryable, stream_id))
 
     async def _close_later(self, peer: Peer) -> None:
         """Close a connection after its last stream has completed; one that opened another stream stays."""
@@ -312,10 +325,6 @@ class Gateway:
             del self._completed[peer.id]
             if not self._links_of(peer):
                 peer.close()
-
-
-def _sender(peer: Peer) -> Send:
-    return lambda event: peer.emit(event.event, payload(event))
 
 
 def _refusal(code: ErrorCode, reason: str) -> PayloadError:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
+from typing import Protocol
 
 import structlog
 import trio
@@ -56,8 +57,17 @@ from .statistics import StreamStatistics
 
 log = structlog.get_logger(__name__)
 
-Send = Callable[[ServerEvent], None]
-"""Hands an event to the stream's connection. Never waits and never fails: a dead connection swallows it."""
+
+class Outlet(Protocol):
+    """The connection a stream is reached over."""
+
+    def send(self, event: ServerEvent) -> None:
+        """Hand an event to the connection. Never waits and never fails: a dead connection swallows it."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until all that was handed over has been sent, or nothing will be sent any more."""
+        ...
 
 
 class SessionState(StrEnum):
@@ -81,7 +91,7 @@ class StreamSession:
 
     Args:
         init: the worker's ``stream:init``, already checked against what the engines can do.
-        send: the connection it came over; see `attach`.
+        outlet: the connection it came over; see `attach`.
     """
 
     def __init__(
@@ -92,7 +102,7 @@ class StreamSession:
         engines: EngineSuite,
         metrics: Metrics,
         identity: Identity,
-        send: Send,
+        outlet: Outlet,
     ) -> None:
         self.stream_id = init.stream_id
         self.worker_id = init.worker_id
@@ -107,8 +117,9 @@ class StreamSession:
         self._engines = engines
         self._metrics = metrics
         self._identity = identity
-        self._send: Send | None = send
-        self._attached = trio.Event()
+        self._outlet: Outlet | None = outlet
+        self._unsent: dict[str, None] = {}  # ids of kept results a new connection has yet to get, in order
+        self._moved_on = trio.lowlevel.ParkingLot()  # waits for a new connection, or for it to have got them
 
         gap_timeout_ms = settings.gap_timeout_ms
         self._gap_timeout_s = self.timeout_s if gap_timeout_ms is None else gap_timeout_ms / 1000
@@ -170,7 +181,7 @@ class StreamSession:
             return self._tell(self._acknowledgement(known))
         kept = self._results.get(data.fragment_id)
         if kept is not None and not (kept.error and kept.error.retryable):
-            return self._tell(kept)
+            return kept if kept.fragment_id in self._unsent else self._tell(kept)
         fragment = self._admit(data)
         answer = self._tell(self._acknowledgement(fragment))
         self._something_to_feed.set()
@@ -220,38 +231,37 @@ class StreamSession:
 
     def cancel(self) -> None:
         """Drop everything at once, and say nothing more."""
-        self._send = None
+        self._outlet = None
         self._scope.cancel()
 
     # ---------------------------------------------------------------- its connection
 
     def detach(self) -> None:
         """The connection is gone. The stream goes on for `RESUME_GRACE_S`, keeping its results."""
-        self._send = None
-        self._attached = trio.Event()
+        self._outlet = None
+        self._unsent.clear()
         self._scope.deadline = trio.current_time() + self._settings.resume_grace_s
 
-    def attach(self, send: Send, next_number: int | None) -> ServerEvent:
+    def attach(self, outlet: Outlet, next_number: int | None) -> ServerEvent:
         """Go on over another connection: ready, then every unacknowledged result again, in order.
 
         Args:
             next_number: the first number the worker has no result of; what is below needs no repetition.
         """
         self._scope.deadline = math.inf
-        self._send = send
+        self._outlet = outlet
         if next_number is not None:
             self._results.forget_before(next_number)
         ready = self._tell(self._ready())
         if self._told is not Level.NORMAL:  # the worker may have missed that it changed
             self._tell_level()
-        for result in self._results.unacknowledged():
-            self._tell(result)
-        self._attached.set()
+        self._unsent = dict.fromkeys(result.fragment_id for result in self._results.unacknowledged())
+        self._moved_on.unpark_all()
         return ready
 
     def _tell(self, event: ServerEvent) -> ServerEvent:
-        if self._send is not None:
-            self._send(event)
+        if self._outlet is not None:
+            self._outlet.send(event)
         return event
 
     # ---------------------------------------------------------------- admission
@@ -297,7 +307,7 @@ class StreamSession:
 
     def _tell_level(self) -> None:
         """Tell the worker the present level; one that is away is told when it is back."""
-        if self._send is None:
+        if self._outlet is None:
             return
         level = self._told = self._flow.level
         excess = max(0, self.in_flight - self.max_inflight)
@@ -326,16 +336,21 @@ class StreamSession:
         try:
             with self._scope, bound_contextvars(stream_id=self.stream_id):
                 log.info("stream_started", session_id=self.session_id, worker_id=self.worker_id)
-                async with trio.open_nursery() as nursery:
-                    feed_out, feed_in = trio.open_memory_channel[Fragment](0)
-                    done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
-                    nursery.start_soon(self._prepare)
-                    nursery.start_soon(self._feed, feed_out)
-                    nursery.start_soon(self._pipeline.run, feed_in, done_out)
-                    nursery.start_soon(self._emit, done_in)
-                while self._send is None:  # the worker may be on its way back for the last results
-                    await self._attached.wait()
-                self._tell(self._completion())
+                async with trio.open_nursery() as replaying:
+                    replaying.start_soon(self._replay)
+                    async with trio.open_nursery() as nursery:
+                        feed_out, feed_in = trio.open_memory_channel[Fragment](0)
+                        done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
+                        nursery.start_soon(self._prepare)
+                        nursery.start_soon(self._feed, feed_out)
+                        nursery.start_soon(self._pipeline.run, feed_in, done_out)
+                        nursery.start_soon(self._emit, done_in)
+                    while (
+                        self._outlet is None or self._unsent
+                    ):  # the worker may be on its way back for the last results
+                        await self._moved_on.park()
+                    self._tell(self._completion())
+                    replaying.cancel_scope.cancel()
             completed = not self._scope.cancelled_caught
             log.info("stream_ended", stream_id=self.stream_id, completed=completed)
             return completed
@@ -351,6 +366,19 @@ class StreamSession:
     async def _prepare(self) -> None:
         with suppress(EngineFailure):  # then it is made when it is needed
             await self._fallback.prepare()
+
+    async def _replay(self) -> None:
+        """Give a new connection what the worker has not acknowledged, no faster than it takes it."""
+        while True:
+            while self._outlet is not None and self._unsent:
+                await self._outlet.drained()
+                if self._unsent:  # it may have gone meanwhile
+                    fragment_id = next(iter(self._unsent))
+                    del self._unsent[fragment_id]
+                    if (result := self._results.get(fragment_id)) is not None:
+                        self._tell(result)
+            self._moved_on.unpark_all()
+            await self._moved_on.park()
 
     async def _feed(self, outlet: trio.MemorySendChannel[Fragment]) -> None:
         """Give waiting fragments a token each, lowest number first, and start their deadlines."""
@@ -434,7 +462,10 @@ class StreamSession:
         if not fragment.late:
             self.statistics.add(result, fragment.slot_ms, fragment.busy_ms)
         self._results.keep(result)
-        self._tell(result)
+        if self._unsent:
+            self._unsent[result.fragment_id] = None  # behind those before it
+        else:
+            self._tell(result)
         self._report.record(fragment)
 
     def _completion(self) -> StreamComplete:

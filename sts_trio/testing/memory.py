@@ -51,6 +51,9 @@ class MemoryWorker:
             self.received.append((trio.current_time(), event, payload))
             self._news.set()
 
+    async def drained(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     def close(self) -> None:
         self.disconnect()
 

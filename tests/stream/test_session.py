@@ -767,6 +767,7 @@ async def test_a_worker_that_comes_back_in_time_gets_what_it_has_not_acknowledge
         await trio.sleep(20)
         back = server.worker("back")
         await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await back.wait_for("fragment:processed", 2)
         assert numbers(back) == [1, 2]
         assert back.received[0][1] == "stream:ready"
         await send(back, 3)
@@ -790,6 +791,30 @@ async def test_a_worker_that_was_told_to_pause_is_told_of_the_recovery_when_it_i
         assert [event["action"] for event in back.got("backpressure")] == ["none"]
 
 
+async def test_what_is_sent_again_waits_for_the_connection_and_new_results_wait_behind_it(
+    autojump_clock: MockClock,
+) -> None:
+    class SlowReader(MemoryWorker):
+        async def drained(self) -> None:
+            await trio.sleep(1)
+
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        worker.disconnect()
+        back = SlowReader(server.gateway, "back")
+        assert back.connect() is None
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await send(back, 3)
+        await back.say("stream:end", {"stream_id": "s"})
+        await back.wait_for("stream:complete")
+        assert numbers(back) == [0, 1, 2, 3]
+        assert back.times("fragment:processed") == [1, 2, 3, 4]
+        assert back.times("stream:complete") == [4]
+
+
 async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: MockClock) -> None:
     async with memory_server() as server:
         worker = await opened(server)
@@ -800,6 +825,7 @@ async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: Moc
         back = server.worker("back")
         resume = {"session_id": session_id, "next_sequence_number": 2}
         await back.say("stream:init", stream_init(resume=resume))
+        await trio.sleep(1)
         assert numbers(back) == [2]
 
 
