@@ -125,7 +125,9 @@ def dub(
     finished = _run(settings, models, options, media, slots)
     try:
         _write(options, media, slots, finished)
-    except (files.MediaError, OSError) as error:
+    except files.MediaError as error:
+        raise click.ClickException(f"{error}\nwrote subtitles.vtt and report.json all the same") from None
+    except OSError as error:
         raise click.ClickException(str(error)) from None
     _show(options, slots, finished.results)
     sys.exit(1 if any(result.status == "failed" for result in finished.results) else 0)
@@ -237,13 +239,15 @@ def _write(options: Options, media: Media, slots: list[Slot], finished: Dub) -> 
     from ..client.report import report
     from ..client.subtitles import cues, webvtt
 
-    write_media(options.output, finished.samples, media)
-    texts = ((slots[result.sequence_number], result.translated_text or "") for result in finished.results)
-    with replacing(options.output.with_name("subtitles.vtt")) as path:
-        path.write_text(webvtt(cues(texts)), encoding="utf-8")
-    body = report(str(options.source), str(options.output), slots[-1].end_ms, finished.results)
-    with replacing(options.output.with_name("report.json")) as path:
-        path.write_bytes(body)
+    try:
+        write_media(options.output, finished.samples, media)
+    finally:  # what was said is worth having without its sound, too
+        texts = ((slots[result.sequence_number], result.translated_text or "") for result in finished.results)
+        with replacing(options.output.with_name("subtitles.vtt")) as path:
+            path.write_text(webvtt(cues(texts)), encoding="utf-8")
+        body = report(str(options.source), str(options.output), slots[-1].end_ms, finished.results)
+        with replacing(options.output.with_name("report.json")) as path:
+            path.write_bytes(body)
 
 
 def _show(options: Options, slots: list[Slot], results: list[FragmentProcessed]) -> None:

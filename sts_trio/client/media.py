@@ -9,6 +9,7 @@ Files appear under their names only when they are complete (`replacing`): whoeve
 from __future__ import annotations
 
 import heapq
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -178,7 +179,7 @@ def check_output(path: Path, source: Path) -> None:
     """Find out before the work, not after it, that its result cannot be written.
 
     Raises:
-        MediaError: no such kind of file, no such folder, or it is `source` itself.
+        MediaError: no such kind of file, no such folder, it is `source` itself, or it cannot hold `source`'s pictures.
     """
     if path.suffix.lower() not in _KINDS:
         raise MediaError(f"{path}: its name must end in one of {' '.join(_KINDS)}")
@@ -190,6 +191,50 @@ def check_output(path: Path, source: Path) -> None:
         raise MediaError(f"{path.parent}: no such folder")
     if not os.access(path.parent, os.W_OK):
         raise MediaError(f"{path.parent}: cannot be written to")
+    if path.suffix.lower() in _PICTURES:
+        _check_pictures(path, source)
+
+
+def _check_pictures(path: Path, source: Path) -> None:
+    """Write the first picture and read it again: some kinds take what nobody can read from them."""
+    try:
+        with av.open(str(source), metadata_errors="ignore") as original:
+            pictures = _pictures(original)
+            first = next((packet for packet in original.demux(pictures) if packet.size), None) if pictures else None
+            if pictures is None or first is None:
+                return
+            codec = _codec(pictures)
+            first.pts = first.dts = 0
+            fits = codec is None or _readable(path, pictures, first) == codec
+    except av.error.FFmpegError:  # whoever reads it will say so
+        return
+    if not fits:
+        ending = path.suffix.lower()
+        remedy = "use .mkv" if ending != ".mkv" else "use .m4a for the sound alone"
+        raise MediaError(f"{path}: {ending} cannot hold the {codec} pictures of {source}; {remedy}")
+
+
+def _readable(path: Path, pictures: av.VideoStream, first: _VideoPacket) -> str | None:
+    """What a file of `path`'s kind says these pictures are; None if it cannot hold them."""
+    kind, encoder = _KINDS[path.suffix.lower()]
+    file = io.BytesIO()
+    try:
+        with av.open(file, "w", format=kind) as out:
+            first.stream = out.add_stream_from_template(pictures, opaque=True)
+            out.add_stream(encoder, rate=_OTHER_RATE_HZ, layout="mono")
+            out.mux(first)
+        file.seek(0)
+        with av.open(file, "r", format=kind) as written:
+            again = _pictures(written)
+            return None if again is None else _codec(again)
+    except (av.error.FFmpegError, ValueError):
+        return None
+
+
+def _codec(pictures: av.VideoStream) -> str | None:
+    """None where there is no decoder for it."""
+    context: av.VideoCodecContext | None = pictures.codec_context
+    return None if context is None else context.codec.canonical_name
 
 
 def _same(path: Path, source: Path) -> bool:
@@ -243,7 +288,7 @@ def _write_both(
     """Pictures and sound, interleaved by time as players want them."""
     pictures = _pictures(original)
     assert pictures is not None, "checked when it was read"
-    copied = out.add_stream_from_template(pictures)
+    copied = out.add_stream_from_template(pictures, opaque=True)  # else it asks for an encoder, as if it needed one
     sound = _encoded(_sound_track(out, encoder, samples, source.rate_hz), samples, source.rate_hz, source.begins_s)
     for _, packet in heapq.merge(_copied(original, pictures, copied), sound, key=lambda timed: timed[0]):
         out.mux(packet)

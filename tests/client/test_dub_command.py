@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from protocol.errors import ErrorCode
 from sts_trio.cli import dub as command
-from sts_trio.client.media import Media, Pcm, read_media, write_media
+from sts_trio.client.media import Media, MediaError, Pcm, read_media, write_media
 from sts_trio.client.programme import Dub
 
 from .fake_server import dubbed, failed, fragment
@@ -112,6 +112,22 @@ def test_a_failed_fragment_shows_in_the_exit_status_and_the_report(
     assert report["duration_ms"] == 2_001
     assert "dicho 0" in (tmp_path / "subtitles.vtt").read_text()
     assert read_media(tmp_path / "out.wav").samples.shape == (44_107, 1)
+
+
+@pytest.mark.usefixtures("server_found")
+def test_what_was_said_is_left_when_the_sound_cannot_be_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *arguments: object) -> None:
+        raise MediaError(f"{path}: No space left on device")
+
+    monkeypatch.setattr(command, "_run", lambda *arguments: Dub(np.zeros((44_107, 1), np.int16), [dubbed(fragment(0))]))
+    monkeypatch.setattr("sts_trio.client.media.write_media", full)
+    result = run(source, "-o", tmp_path / "out.wav", "--to", "es")
+    assert result.exit_code == 1
+    assert "out.wav: No space left on device\nwrote subtitles.vtt and report.json" in result.output
+    assert "dicho 0" in (tmp_path / "subtitles.vtt").read_text()
+    assert len(json.loads((tmp_path / "report.json").read_text())["fragments"]) == 1
 
 
 @pytest.mark.usefixtures("server_found")

@@ -25,14 +25,16 @@ def write_sound(path: Path, samples: Pcm, rate_hz: int) -> Path:
     return path
 
 
-def write_film(path: Path, *, sound_begins_s: float = 0.0, seconds: int = 2) -> Path:
+def write_film(path: Path, *, sound_begins_s: float = 0.0, seconds: int = 2, codec: str = "libx264") -> Path:
     """25 pictures a second, a tone beside them, from a moment on."""
     with av.open(str(path), "w") as out:
-        pictures = out.add_stream("libx264", rate=25)
-        pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
-        sound = out.add_stream("aac", rate=48_000, layout="stereo")
+        pictures = out.add_stream(codec, rate=25)
+        assert isinstance(pictures, av.VideoStream)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
+        sound = out.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48_000, layout="stereo")
+        assert isinstance(sound, av.AudioStream)
         for number in range(25 * seconds):
-            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
             picture.pts = number
             out.mux(pictures.encode(picture))
         out.mux(pictures.encode(None))
@@ -196,6 +198,41 @@ def test_only_the_sound_where_the_output_shows_no_pictures(tmp_path: Path) -> No
     again = read_media(tmp_path / "dub.wav")
     assert not again.has_video
     np.testing.assert_array_equal(again.samples, media.samples)
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "outputs"),
+    [
+        ("film.mp4", "libx264", "mp4 m4v mov mkv ts"),
+        ("film.webm", "libvpx", "mkv webm"),
+        ("film.mkv", "libsvtav1", "mp4 m4v mkv webm"),
+    ],
+)
+def test_which_kinds_can_hold_the_pictures_is_known_before_the_work(
+    tmp_path: Path, source: str, codec: str, outputs: str
+) -> None:
+    film = write_film(tmp_path / source, seconds=1, codec=codec)
+    media = read_media(film)
+    fitting = outputs.split()
+    for ending in ["mp4", "m4v", "mov", "mkv", "ts", "webm"]:
+        output = tmp_path / f"dub.{ending}"
+        if ending not in fitting:
+            with pytest.raises(MediaError, match=r"dub\..*cannot hold .*film\..*; use \.mkv"):
+                check_output(output, film)
+            continue
+        check_output(output, film)
+        write_media(output, media.samples, media)
+        with av.open(str(output)) as written:
+            assert len([packet for packet in written.demux(video=0) if packet.size]) == 25
+        assert read_media(output).has_video
+    check_output(tmp_path / "dub.wav", film)
+
+
+def test_pictures_that_fit_into_no_kind_leave_their_sound(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.asf", seconds=1, codec="wmv2")
+    check_output(tmp_path / "dub.m4a", film)
+    with pytest.raises(MediaError, match=r"wmv2 pictures .*; use \.m4a"):
+        check_output(tmp_path / "dub.mkv", film)
 
 
 def test_pictures_that_do_not_fit_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
