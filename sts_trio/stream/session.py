@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
-from typing import Protocol
 
 import structlog
 import trio
@@ -30,12 +29,9 @@ from structlog.contextvars import bound_contextvars
 
 from protocol.dubbing import (
     Backpressure,
-    ErrorEvent,
     FragmentAck,
     FragmentData,
     ServerEvent,
-    Severity,
-    StreamComplete,
     StreamInit,
     StreamReady,
 )
@@ -46,28 +42,14 @@ from ..engines.base import EngineFailure
 from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
 from .assets import Fragment
+from .delivery import Delivery, Outlet
 from .fallback import Fallback
 from .flow import FlowControl, Level, default_critical
-from .order import ResultOrder
 from .pipeline import Pipeline
 from .reporting import Reporter
-from .results import ResultBuffer
 from .stages import Stages
-from .statistics import StreamStatistics
 
 log = structlog.get_logger(__name__)
-
-
-class Outlet(Protocol):
-    """The connection a stream is reached over."""
-
-    def send(self, event: ServerEvent) -> None:
-        """Hand an event to the connection. Never waits and never fails: a dead connection swallows it."""
-        ...
-
-    async def drained(self) -> None:
-        """Wait until all that was handed over has been sent, or nothing will be sent any more."""
-        ...
 
 
 class SessionState(StrEnum):
@@ -111,35 +93,32 @@ class StreamSession:
         self.max_inflight = init.max_inflight or settings.max_inflight
         self.timeout_s = (init.timeout_ms or settings.fragment_timeout_ms) / 1000
         self.state = SessionState.INITIALIZING
-        self.statistics = StreamStatistics()
 
         self._settings = settings
-        self._engines = engines
         self._metrics = metrics
         self._identity = identity
-        self._outlet: Outlet | None = outlet
-        self._unsent: dict[str, None] = {}  # ids of kept results a new connection has yet to get, in order
-        self._moved_on = trio.lowlevel.ParkingLot()  # waits for a new connection, or for it to have got them
 
-        gap_timeout_ms = settings.gap_timeout_ms
-        self._gap_timeout_s = self.timeout_s if gap_timeout_ms is None else gap_timeout_ms / 1000
         self._tokens = trio.CapacityLimiter(self.max_inflight)
         self._waiting: list[tuple[int, int, Fragment]] = []  # a heap, by number, then by arrival
         self._arrivals = 0
         self._something_to_feed = trio.Event()
         self._accepted: dict[str, Fragment] = {}  # in flight, by fragment_id
-        self._order: ResultOrder[Fragment] = ResultOrder()
-        self._results = ResultBuffer(settings.result_buffer_bytes)
         critical = settings.backpressure_critical or default_critical(self.max_inflight)
         self._flow = FlowControl(self.max_inflight, max(critical, self.max_inflight))
         self._told = Level.NORMAL
-        self._gap_deadline = math.inf
-        self._gap_wait = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
         stages = Stages(self.stream_id, self.config, engines, self._fallback)
         self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
-        self._report = Reporter(self.stream_id, engines.models, metrics)
+        gap_timeout_ms = settings.gap_timeout_ms
+        self._delivery = Delivery(
+            outlet,
+            report=Reporter(self.stream_id, engines.models, metrics),
+            delivered=self._forget,
+            gap_timeout_s=self.timeout_s if gap_timeout_ms is None else gap_timeout_ms / 1000,
+            kept_bytes=settings.result_buffer_bytes,
+            new_id=identity.new_id,
+        )
 
     # ---------------------------------------------------------------- what the worker says
 
@@ -151,7 +130,7 @@ class StreamSession:
     def open(self) -> ServerEvent:
         """Take fragments from here on, and say so."""
         self.state = SessionState.ACTIVE
-        return self._tell(self._ready())
+        return self._delivery.tell(self._ready())
 
     def _ready(self) -> StreamReady:
         return StreamReady(
@@ -178,25 +157,23 @@ class StreamSession:
         """
         known = self._accepted.get(data.fragment_id)
         if known is not None:
-            return self._tell(self._acknowledgement(known))
-        kept = self._results.get(data.fragment_id)
-        if kept is not None and not (kept.error and kept.error.retryable):
-            return kept if kept.fragment_id in self._unsent else self._tell(kept)
+            return self._delivery.tell(self._acknowledgement(known))
+        kept = self._delivery.tell_again(data.fragment_id)
+        if kept is not None:
+            return kept
         fragment = self._admit(data)
-        answer = self._tell(self._acknowledgement(fragment))
+        answer = self._delivery.tell(self._acknowledgement(fragment))
         self._something_to_feed.set()
-        self._watch_gap()
         self._update_flow()
         return answer
 
     def pass_over(self, fragment_id: str, number: int) -> None:
         """A fragment was refused: its number holds nobody up any more, and it may be sent again."""
-        self._order.pass_over(fragment_id, number)
-        self._emit_ready()
+        self._delivery.pass_over(fragment_id, number)
 
     def acknowledge(self, fragment_id: str) -> None:
         """The worker has this result."""
-        self._results.forget(fragment_id)
+        self._delivery.acknowledge(fragment_id)
 
     def pause(self) -> None:
         """Refuse fragments from here on; what is in flight completes."""
@@ -225,21 +202,20 @@ class StreamSession:
             if math.isinf(fragment.finished_at):
                 fragment.fail(Stage.DECODE, code, reason)
                 fragment.finished_at = trio.current_time()
-            self._deliver(fragment)
-        self._tell(self._completion())
+            self._delivery.deliver(fragment)
+        self._delivery.complete()
         self.cancel()
 
     def cancel(self) -> None:
         """Drop everything at once, and say nothing more."""
-        self._outlet = None
+        self._delivery.detach()
         self._scope.cancel()
 
     # ---------------------------------------------------------------- its connection
 
     def detach(self) -> None:
         """The connection is gone. The stream goes on for `RESUME_GRACE_S`, keeping its results."""
-        self._outlet = None
-        self._unsent.clear()
+        self._delivery.detach()
         self._scope.deadline = trio.current_time() + self._settings.resume_grace_s
 
     def attach(self, outlet: Outlet, next_number: int | None) -> ServerEvent:
@@ -249,20 +225,12 @@ class StreamSession:
             next_number: the first number the worker has no result of; what is below needs no repetition.
         """
         self._scope.deadline = math.inf
-        self._outlet = outlet
-        if next_number is not None:
-            self._results.forget_before(next_number)
-        ready = self._tell(self._ready())
+        self._delivery.attach(outlet)
+        ready = self._delivery.tell(self._ready())
         if self._told is not Level.NORMAL:  # the worker may have missed that it changed
             self._tell_level()
-        self._unsent = dict.fromkeys(result.fragment_id for result in self._results.unacknowledged())
-        self._moved_on.unpark_all()
+        self._delivery.replay(next_number)
         return ready
-
-    def _tell(self, event: ServerEvent) -> ServerEvent:
-        if self._outlet is not None:
-            self._outlet.send(event)
-        return event
 
     # ---------------------------------------------------------------- admission
 
@@ -275,7 +243,7 @@ class StreamSession:
             raise PayloadError(
                 ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{self.in_flight} fragments are in flight: send it again later"
             )
-        late = self._order.admit(data.fragment_id, data.sequence_number)
+        late = self._delivery.admit(data.fragment_id, data.sequence_number)
         fragment = Fragment(data, late=late, accepted_at=trio.current_time())
         self._accepted[fragment.id] = fragment
         self._arrivals += 1
@@ -299,7 +267,7 @@ class StreamSession:
     @property
     def _typical_ms(self) -> int:
         """What a fragment takes at present; its whole deadline where none is finished yet."""
-        return self.statistics.typical_ms or round(self.timeout_s * 1000)
+        return self._delivery.statistics.typical_ms or round(self.timeout_s * 1000)
 
     def _update_flow(self) -> None:
         if self._flow.update(self.in_flight) is not None:
@@ -307,12 +275,12 @@ class StreamSession:
 
     def _tell_level(self) -> None:
         """Tell the worker the present level; one that is away is told when it is back."""
-        if self._outlet is None:
+        if not self._delivery.is_attached:
             return
         level = self._told = self._flow.level
         excess = max(0, self.in_flight - self.max_inflight)
         self._metrics.backpressure_events_total.labels(level.severity).inc()
-        self._tell(
+        self._delivery.tell(
             Backpressure(
                 stream_id=self.stream_id,
                 severity=level.severity,
@@ -336,21 +304,12 @@ class StreamSession:
         try:
             with self._scope, bound_contextvars(stream_id=self.stream_id):
                 log.info("stream_started", session_id=self.session_id, worker_id=self.worker_id)
-                async with trio.open_nursery() as replaying:
-                    replaying.start_soon(self._replay)
-                    async with trio.open_nursery() as nursery:
-                        feed_out, feed_in = trio.open_memory_channel[Fragment](0)
-                        done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
-                        nursery.start_soon(self._prepare)
-                        nursery.start_soon(self._feed, feed_out)
-                        nursery.start_soon(self._pipeline.run, feed_in, done_out)
-                        nursery.start_soon(self._emit, done_in)
-                    while (
-                        self._outlet is None or self._unsent
-                    ):  # the worker may be on its way back for the last results
-                        await self._moved_on.park()
-                    self._tell(self._completion())
-                    replaying.cancel_scope.cancel()
+                async with trio.open_nursery() as catching_up:
+                    catching_up.start_soon(self._delivery.catch_up)
+                    await self._process()
+                    await self._delivery.caught_up()
+                    self._delivery.complete()
+                    catching_up.cancel_scope.cancel()
             completed = not self._scope.cancelled_caught
             log.info("stream_ended", stream_id=self.stream_id, completed=completed)
             return completed
@@ -363,22 +322,19 @@ class StreamSession:
             self._accepted.clear()
             self._waiting.clear()
 
+    async def _process(self) -> None:
+        """Carry every fragment from the waiting queue to its result, until `end` and nothing waits any more."""
+        async with trio.open_nursery() as nursery:
+            feed_out, feed_in = trio.open_memory_channel[Fragment](0)
+            done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
+            nursery.start_soon(self._prepare)
+            nursery.start_soon(self._feed, feed_out)
+            nursery.start_soon(self._pipeline.run, feed_in, done_out)
+            nursery.start_soon(self._delivery.emit, done_in, self._finish)
+
     async def _prepare(self) -> None:
         with suppress(EngineFailure):  # then it is made when it is needed
             await self._fallback.prepare()
-
-    async def _replay(self) -> None:
-        """Give a new connection what the worker has not acknowledged, no faster than it takes it."""
-        while True:
-            while self._outlet is not None and self._unsent:
-                await self._outlet.drained()
-                if self._unsent:  # it may have gone meanwhile
-                    fragment_id = next(iter(self._unsent))
-                    del self._unsent[fragment_id]
-                    if (result := self._results.get(fragment_id)) is not None:
-                        self._tell(result)
-            self._moved_on.unpark_all()
-            await self._moved_on.park()
 
     async def _feed(self, outlet: trio.MemorySendChannel[Fragment]) -> None:
         """Give waiting fragments a token each, lowest number first, and start their deadlines."""
@@ -398,86 +354,13 @@ class StreamSession:
                 fragment.deadline = fragment.started_at + self.timeout_s
                 await outlet.send(fragment)
 
-    async def _emit(self, finished: trio.MemoryReceiveChannel[Fragment]) -> None:
-        """Let results out in order; wait for missing numbers no longer than the gap timeout."""
-        while True:
-            with trio.CancelScope(deadline=self._gap_deadline) as self._gap_wait:
-                try:
-                    fragment = await finished.receive()
-                except trio.EndOfChannel:
-                    break
-                self._finish(fragment)
-            # A new gap may have begun in the very moment in which the old one was closed.
-            if self._gap_wait.cancelled_caught and trio.current_time() >= self._gap_deadline:
-                self._give_up_gap()
-        while self._order.gap():
-            self._give_up_gap()  # nothing more can come
-
-    def _watch_gap(self) -> None:
-        """Let no finished result wait for missing numbers longer than the gap timeout, however many are missing."""
-        waits = self._order.longest_parked if self._order.gap() else None
-        self._gap_deadline = math.inf if waits is None else waits.finished_at + self._gap_timeout_s
-        self._gap_wait.deadline = self._gap_deadline
-
     def _finish(self, fragment: Fragment) -> None:
         self._tokens.release_on_behalf_of(fragment.token)
-        if fragment.id not in self._accepted:
-            return  # abandoned in this very tick
-        fragment.finished_at = trio.current_time()
-        if fragment.late:
-            self._deliver(fragment)
-        else:
-            self._order.finish(fragment.number, fragment)
-        self._emit_ready()
+        if fragment.id in self._accepted:  # else it was abandoned in this very tick
+            fragment.finished_at = trio.current_time()
+            self._delivery.finish(fragment)
 
-    def _give_up_gap(self) -> None:
-        missing = self._order.skip_gap()
-        error = ErrorEvent(
-            error_id=self._identity.new_id(),
-            code=ErrorCode.SEQUENCE_GAP,
-            message=f"went on without sequence number {', '.join(map(str, missing[:5]))}"
-            + (" and others" if len(missing) > 5 else ""),
-            severity=Severity.WARNING,
-            retryable=ErrorCode.SEQUENCE_GAP.retryable,
-            stream_id=self.stream_id,
-            metadata={"missing": missing},
-        )
-        log.warning("sequence_gap", missing=missing, error_id=error.error_id)
-        self._tell(error)
-        self._emit_ready()
-
-    def _emit_ready(self) -> None:
-        for fragment in self._order.pop_ready():
-            self._deliver(fragment)
-        self._watch_gap()
-        self._update_flow()
-
-    # ---------------------------------------------------------------- results
-
-    def _deliver(self, fragment: Fragment) -> None:
+    def _forget(self, fragment: Fragment) -> None:
+        """Its result has left."""
         del self._accepted[fragment.id]
-        result = self._report.result(fragment)
-        if fragment.error is not None and fragment.error.retryable:
-            self._order.allow_retry(fragment.id, fragment.number)
-        if not fragment.late:
-            self.statistics.add(result, fragment.slot_ms, fragment.busy_ms)
-        self._results.keep(result)
-        if self._unsent:
-            self._unsent[result.fragment_id] = None  # behind those before it
-        else:
-            self._tell(result)
-        self._report.record(fragment)
-
-    def _completion(self) -> StreamComplete:
-        summary = self.statistics.summary()
-        return StreamComplete(
-            stream_id=self.stream_id,
-            total_fragments=self.statistics.total,
-            total_duration_ms=self.statistics.total_duration_ms,
-            statistics=summary,
-            success_count=summary.success_count,
-            partial_count=summary.partial_count,
-            failed_count=summary.failed_count,
-            avg_processing_time_ms=summary.avg_processing_time_ms,
-            p95_processing_time_ms=summary.p95_processing_time_ms,
-        )
+        self._update_flow()
