@@ -12,9 +12,10 @@ import heapq
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -37,6 +38,7 @@ _GAP_S: Final = 0.05  # a hole in the timestamps that is longer is a hole in the
 _LONGEST_GAP_S: Final = 10.0  # beyond that the clock was changed, not the programme interrupted ...
 _LONGEST_GAP_BESIDE_PICTURES_S: Final = 3_600.0  # ... but pictures follow the clock, and sound must stay beside them
 _ENCODE_FRAMES: Final = 4_096
+_MOST_LATE: Final = 32  # pictures: H.264 and H.265 reorder 16, each of which may be two fields
 
 _SOUND: Final = {
     ".wav": ("wav", "pcm_s16le"),
@@ -71,7 +73,7 @@ class Media:
     Attributes:
         samples: one or two channels at `rate_hz`; more are mixed to two.
         rate_hz: the file's own rate where the wire carries it, else 48 kHz.
-        begins_s: seconds from the file's start to the first sample; not 0 in some files with pictures.
+        begins_s: when, by the clock of the pictures, the first sample is heard, in seconds; 0 if there are none.
         has_video: whether there are moving pictures (a cover is none).
         damaged_packets: left out because they could not be decoded.
     """
@@ -108,12 +110,11 @@ def read_media(path: Path) -> Media:
                 raise MediaError(f"{path}: its sound is of a kind that cannot be decoded")
             has_video = _pictures(container) is not None
             samples, rate_hz, begins, damaged = _decode(container, track, has_video)
-            begins_s = max(0.0, begins - (container.start_time or 0) / av.time_base) if has_video else 0.0
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: {_reason(error)}") from None
     if not len(samples):
         raise MediaError(f"{path}: there is no sound in it")
-    return Media(path, samples, rate_hz, begins_s, has_video, damaged)
+    return Media(path, samples, rate_hz, begins if has_video else 0.0, has_video, damaged)
 
 
 def _reason(error: av.error.FFmpegError) -> str:
@@ -289,46 +290,88 @@ def _write_both(
     pictures = _pictures(original)
     assert pictures is not None, "checked when it was read"
     copied = out.add_stream_from_template(pictures, opaque=True)  # else it asks for an encoder, as if it needed one
-    sound = _encoded(_sound_track(out, encoder, samples, source.rate_hz), samples, source.rate_hz, source.begins_s)
-    for _, packet in heapq.merge(_copied(original, pictures, copied), sound, key=lambda timed: timed[0]):
+    track = _sound_track(out, encoder, samples, source.rate_hz)
+    timing = _read_timing(original.name)
+    start_s = min(timing.begins_s, source.begins_s)
+    film = _copied(original.demux(pictures), copied, timing, start_s)
+    sound = _encoded(track, samples, source.rate_hz, source.begins_s - start_s)
+    for _, packet in heapq.merge(film, sound, key=lambda timed: timed[0]):
         out.mux(packet)
 
 
+@frozen
+class _Timing:
+    begins_s: float  # when the first picture is shown, which libav's start_time is not in every file
+    decoded: list[int]  # when each is decoded, in the stream's time base
+
+
+def _read_timing(path: str) -> _Timing:
+    with av.open(path, metadata_errors="ignore") as original:
+        pictures = _pictures(original)
+        assert pictures is not None, "checked when it was read"
+        assert pictures.time_base is not None, "every stream in a file has one"
+        step = max(1, round(1 / (pictures.average_rate or 25) / pictures.time_base))
+        first: int | None = None
+        shown, decoded = [], []
+        for packet in original.demux(pictures):
+            if not packet.size:  # the mark at the end of the file
+                continue
+            shown.append(packet.pts)
+            decoded.append(packet.dts)
+            if packet.pts is not None and not packet.is_discard:  # by an edit list, for one
+                first = packet.pts if first is None else min(first, packet.pts)
+        times = decode_times(shown, decoded, step)
+    begins = times[0] if first is None and times else first
+    return _Timing(float((begins or 0) * pictures.time_base), times)
+
+
 def _copied(
-    original: av.container.InputContainer, pictures: av.VideoStream, copied: av.VideoStream
+    packets: Iterator[_VideoPacket], copied: av.VideoStream, timing: _Timing, start_s: float
 ) -> Iterator[_Timed]:
-    """The source's picture packets with their times in seconds from the file's start."""
-    begins_s = (original.start_time or 0) / av.time_base
-    for packet in _with_decode_times(original.demux(pictures), pictures):
-        shift = round(begins_s / packet.time_base)
+    """The source's picture packets with their times in seconds from `start_s` of its clock."""
+    for packet, decoded in zip((packet for packet in packets if packet.size), timing.decoded, strict=True):
+        shift = round(start_s / packet.time_base)
         packet.pts = None if packet.pts is None else packet.pts - shift
-        packet.dts = (packet.dts or 0) - shift
+        packet.dts = decoded - shift
         time_s = float(packet.dts * packet.time_base)
         packet.stream = copied
         yield time_s, packet
 
 
-def _with_decode_times(packets: Iterator[_VideoPacket], pictures: av.VideoStream) -> Iterator[_VideoPacket]:
-    """Matroska stores when pictures are shown, not when they are decoded; of the first ones libav cannot tell.
+def decode_times(shown: Sequence[int | None], decoded: Sequence[int | None], step: int) -> list[int]:
+    """When each picture is to be decoded: every one later than the one before, and none after it is shown.
 
-    Those get times one picture apart before the first one that has one.
+    What the file says where that is so. Matroska says only when pictures are shown, and what libav concludes from it
+    has holes and steps back if it took too few of them to wait for others. Then each is decoded when the picture is
+    shown that comes, in the order of showing, as many places before it as pictures come too late at most.
+
+    Args:
+        shown: in the order of the file, in any unit; None where it is not known.
+        decoded: by libav; None where it does not know either.
+        step: between two pictures, in the same unit; for those decoded before the first one is shown.
+
+    Raises:
+        ValueError: neither is known of a picture, or pictures come far later than any codec has them.
     """
-    step_s = 1 / (pictures.average_rate or 25)
-    early: list[_VideoPacket] = []
-    for packet in packets:
-        if not packet.size:  # the mark at the end of the file
-            continue
-        if packet.dts is None:
-            early.append(packet)
-            continue
-        for before, waiting in zip(range(len(early), 0, -1), early, strict=True):
-            waiting.dts = packet.dts - round(before * step_s / packet.time_base)
-            yield waiting
-        early.clear()
-        yield packet
-    for waiting in early:  # no picture had one: they are shown in the order of the file
-        waiting.dts = waiting.pts
-        yield waiting
+    given = [time for time in decoded if time is not None]
+    if (
+        len(given) == len(decoded)
+        and all(before < after for before, after in pairwise(given))
+        and all(show is None or decode <= show for decode, show in zip(given, shown, strict=True))
+    ):
+        return given
+    known = [show if show is not None else decode for show, decode in zip(shown, decoded, strict=True)]
+    times = [time for time in known if time is not None]
+    if len(times) < len(known):
+        raise ValueError("there are pictures in it without a time")
+    order = sorted(range(len(times)), key=times.__getitem__)
+    late = max(place - shown_as for shown_as, place in enumerate(order))
+    if late > _MOST_LATE:
+        raise ValueError("the clock of its pictures goes back")
+    in_order = [times[place] for place in order]
+    for at in range(len(in_order) - 2, -1, -1):  # two that are shown at once are not decoded at once
+        in_order[at] = min(in_order[at], in_order[at + 1] - 1)
+    return [in_order[0] - (late - at) * step if at < late else in_order[at - late] for at in range(len(in_order))]
 
 
 def _sound_track(out: av.container.OutputContainer, encoder: str, samples: Pcm, rate_hz: int) -> av.AudioStream:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sts_trio.client.media import Media, MediaError, Pcm, check_output, read_media, replacing, scratch, write_media
+from sts_trio.client.media import (
+    Media,
+    MediaError,
+    Pcm,
+    check_output,
+    decode_times,
+    read_media,
+    replacing,
+    scratch,
+    write_media,
+)
 
 
 def sweep(frames: int, rate_hz: int, channels: int = 1) -> Pcm:
@@ -25,7 +38,9 @@ def write_sound(path: Path, samples: Pcm, rate_hz: int) -> Path:
     return path
 
 
-def write_film(path: Path, *, sound_begins_s: float = 0.0, seconds: int = 2, codec: str = "libx264") -> Path:
+def write_film(
+    path: Path, *, sound_begins_s: float = 0.0, seconds: int = 2, codec: str = "libx264", sound_first: bool = False
+) -> Path:
     """25 pictures a second, a tone beside them, from a moment on."""
     with av.open(str(path), "w") as out:
         pictures = out.add_stream(codec, rate=25)
@@ -33,32 +48,41 @@ def write_film(path: Path, *, sound_begins_s: float = 0.0, seconds: int = 2, cod
         pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
         sound = out.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48_000, layout="stereo")
         assert isinstance(sound, av.AudioStream)
+        film = []
         for number in range(25 * seconds):
             picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
             picture.pts = number
-            out.mux(pictures.encode(picture))
-        out.mux(pictures.encode(None))
+            film += pictures.encode(picture)
+        film += pictures.encode(None)
         samples = sweep(48_000 * seconds, 48_000, 2)
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="stereo")
         frame.sample_rate, frame.time_base = 48_000, Fraction(1, 48_000)
         frame.pts = round(sound_begins_s * 48_000)
-        out.mux(sound.encode(frame))
-        out.mux(sound.encode(None))
+        tone = [*sound.encode(frame), *sound.encode(None)]
+        out.start_encoding()
+        for packet in tone + film if sound_first else film + tone:
+            out.mux_one(packet)
     return path
 
 
+def shuffled_a_little(shown: list[int]) -> st.SearchStrategy[list[int]]:
+    """In an order in which a codec might have them: none more than a few places away from its own."""
+    places = st.lists(st.integers(0, 6), min_size=len(shown), max_size=len(shown))
+    return places.map(lambda later: [shown[at] for at in sorted(range(len(shown)), key=lambda at: at + later[at])])
+
+
 def picture_times(path: Path) -> list[float]:
+    """By the file's clock, in seconds."""
     with av.open(str(path)) as container:
-        begins = (container.start_time or 0) / av.time_base
         return sorted(
-            round(float(packet.pts * packet.time_base) - begins, 2)
+            float(packet.pts * packet.time_base)
             for packet in container.demux(video=0)
             if packet.size and packet.pts is not None
         )
 
 
 def sound_begins(path: Path) -> float:
-    """When the first loud sample is heard, in seconds from the file's start."""
+    """When the first loud sample is heard, by the file's clock, in seconds."""
     media = read_media(path)
     return media.begins_s + int(np.argmax(np.abs(media.samples[:, 0]) > 300)) / media.rate_hz
 
@@ -200,6 +224,55 @@ def test_only_the_sound_where_the_output_shows_no_pictures(tmp_path: Path) -> No
     np.testing.assert_array_equal(again.samples, media.samples)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["dub.mp4", "dub.mkv", "dub.ts"])
+def test_a_film_whose_sound_lies_before_its_pictures(tmp_path: Path, output: str) -> None:
+    """libav looks at so few of these pictures that it concludes impossible decode times."""
+    film = write_film(tmp_path / "film.mkv", seconds=10, sound_first=True)
+    with av.open(str(film)) as container:
+        guessed = [packet.dts for packet in container.demux(video=0) if packet.size]
+    known = [time for time in guessed if time is not None]
+    assert len(known) < len(guessed) or sorted(known) != known
+    media = read_media(film)
+    write_media(tmp_path / output, media.samples, media)
+    shift = picture_times(tmp_path / output)[0] - picture_times(film)[0]
+    shown = [time + shift for time in picture_times(film)]
+    assert picture_times(tmp_path / output) == pytest.approx(shown, abs=0.002)
+    assert sound_begins(tmp_path / output) - shift == pytest.approx(sound_begins(film), abs=0.03)
+    with av.open(str(tmp_path / output)) as container:  # none is before the start, where players would not show it
+        assert len(list(container.decode(video=0))) == 250
+
+
+def test_decode_times_that_the_file_knows_are_kept() -> None:
+    assert decode_times([0, 160, 80, 40, 120], [-80, -40, 0, 40, 80], 40) == [-80, -40, 0, 40, 80]
+    assert decode_times([None, 5], [0, 5], 5) == [0, 5]
+
+
+def test_decode_times_that_cannot_be_are_those_of_showing_moved_back() -> None:
+    cases: list[list[int | None]] = [[0, 160, None, 40, 80], [None, None, 0, 40, 80], [0, 40, 80, 120, 160]]
+    for guessed in cases:
+        assert decode_times([0, 160, 80, 40, 120], guessed, 40) == [-80, -40, 0, 40, 80]
+    assert decode_times([0, 40, 10_000, 5_000], [None] * 4, 40) == [-40, 0, 40, 5_000]  # with a hole
+
+
+@given(
+    st.lists(st.integers(0, 1_000), min_size=1, max_size=60).map(sorted).flatmap(shuffled_a_little),
+    st.integers(1, 100),
+)
+def test_decode_times_increase_and_come_before_showing(shown: list[int], step: int) -> None:
+    decoded = decode_times(shown, [None] * len(shown), step)
+    assert all(before < after for before, after in pairwise(decoded))
+    assert all(decode <= show for decode, show in zip(decoded, shown, strict=True))
+
+
+def test_pictures_without_times_or_with_a_clock_that_goes_back_are_refused() -> None:
+    with pytest.raises(ValueError, match="without a time"):
+        decode_times([0, None], [0, None], 1)
+    with pytest.raises(ValueError, match="goes back"):
+        decode_times([*range(100, 200), *range(100)], [None] * 200, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "codec", "outputs"),
     [
