@@ -19,6 +19,7 @@ from . import first_error
 if TYPE_CHECKING:
     from protocol.dubbing import FragmentProcessed, StreamConfig
 
+    from ..client.connection import DubbingError
     from ..client.cut import Slot
     from ..client.media import Media
     from ..client.programme import Dub
@@ -40,7 +41,7 @@ class Options:
     cut: str
     token: str | None
     max_inflight: int | None
-    timeout_ms: int | None
+    timeout_ms: int
 
 
 @click.command()
@@ -70,7 +71,13 @@ class Options:
 )
 @click.option("--token", envvar="STS_API_KEY", show_envvar=True, help="What a server with STS_API_KEY asks for.")
 @click.option("--max-inflight", type=click.IntRange(1, 10), help="Fragments on their way at once.")
-@click.option("--timeout-ms", type=click.IntRange(1_000, 30_000), help="Deadline of each fragment.")
+@click.option(
+    "--timeout-ms",
+    type=click.IntRange(1_000, 30_000),
+    default=30_000,
+    show_default=True,
+    help="Deadline of each fragment; by default the longest there is, since a file, unlike a broadcast, can wait.",
+)
 def dub(
     source: Path,
     output: Path,
@@ -84,7 +91,7 @@ def dub(
     cut: str,
     token: str | None,
     max_inflight: int | None,
-    timeout_ms: int | None,
+    timeout_ms: int,
 ) -> None:
     """Dub a media file.
 
@@ -167,18 +174,33 @@ def _run(settings: Settings, models: Models | None, options: Options, media: Med
 @contextmanager
 def _told() -> Iterator[None]:
     """What can be expected to go wrong, as what a person is told of it."""
-    from ..client.connection import DubbingError
+    from ..client.connection import DubbingError, first_failure
     from ..engines.base import EngineUnavailable  # here: child processes of engines import this module, too
 
     trouble: str | None = None
     try:
         yield
-    except* (DubbingError, EngineUnavailable) as group:
+    except* DubbingError as group:
+        failure = first_failure(group)
+        trouble = f"{failure}{_remedy(failure)}"
+    except* EngineUnavailable as group:
         trouble = first_error(group)
     except* KeyboardInterrupt:
         trouble = "interrupted: nothing was written"
     if trouble is not None:
         raise click.ClickException(trouble)  # here, since what an except* clause raises comes out in a group
+
+
+def _remedy(failure: DubbingError) -> str:
+    from protocol.errors import ErrorCode
+
+    from ..client.connection import DubbingRefused, ServerUnreachable
+
+    if isinstance(failure, ServerUnreachable) and failure.nobody_listens:
+        return " (`sts-trio serve` starts a server; without --url one is started for the file)"
+    if isinstance(failure, DubbingRefused) and failure.code == ErrorCode.AUTH_FAILED:
+        return " (the server wants its STS_API_KEY: give it with --token, or in the environment as STS_API_KEY)"
+    return ""
 
 
 async def _with_server(
@@ -277,5 +299,5 @@ def _show(options: Options, slots: list[Slot], results: list[FragmentProcessed])
     if shown:
         console.print(table)
     counts = [f"{sum(r.status == status for r in results)} {status}" for status in ("success", "partial", "failed")]
-    console.print(f"{len(results)} fragments: {', '.join(counts)}", highlight=False)
+    console.print(f"{len(results)} fragment{'s' * (len(results) != 1)}: {', '.join(counts)}", highlight=False)
     console.print(f"wrote {options.output}, subtitles.vtt and report.json", highlight=False, soft_wrap=True)

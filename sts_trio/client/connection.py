@@ -34,6 +34,8 @@ CONNECT_TIMEOUT_S: Final = 20.0
 
 _CLOSE_TIMEOUT_S: Final = 2.0
 _MAX_MESSAGE_CHARACTERS: Final = 64 * 2**20  # over what a server may send by default, 50 MiB
+_LONGEST_PAGE: Final = 4_096  # bytes that are looked at
+_LONGEST_LINE: Final = 100  # characters that are shown
 _RECEIVE_BYTES: Final = 65_536  # trio-websocket's default of 4 KiB costs three times the CPU
 
 OpenStream: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
@@ -52,10 +54,15 @@ class DubbingError(Exception):
 
 
 class ServerUnreachable(DubbingError):
-    """There is no dubbing server at the URL, or it cannot be talked to; the message names the URL."""
+    """There is no dubbing server at the URL, or it cannot be talked to; the message names the URL.
 
-    def __init__(self, url: str, reason: str) -> None:
+    Attributes:
+        nobody_listens: the machine is there, and has no server of any kind at this port.
+    """
+
+    def __init__(self, url: str, reason: str, *, nobody_listens: bool = False) -> None:
         super().__init__(f"cannot connect to {url}: {reason}", retryable=True)
+        self.nobody_listens = nobody_listens
 
 
 class ConnectionLost(DubbingError):
@@ -206,7 +213,9 @@ class Connection:
         except trio.TooSlowError:
             raise ServerUnreachable(self._address.url, f"no answer within {CONNECT_TIMEOUT_S:.0f} s") from None
         except OSError as error:
-            raise ServerUnreachable(self._address.url, _reason(error)) from None
+            cause = _cause(error)
+            refused = isinstance(cause, ConnectionRefusedError)
+            raise ServerUnreachable(self._address.url, _reason(cause), nobody_listens=refused) from None
         except BaseExceptionGroup as group:
             if started:
                 _, others = group.split(_WEBSOCKET_ERRORS)
@@ -225,8 +234,8 @@ class Connection:
         """What went wrong before the connection stood, as one exception."""
         for error in group.exceptions:
             if isinstance(error, trio_websocket.ConnectionRejected):
-                body = (error.body or b"").decode(errors="replace")[:200]
-                raise ServerUnreachable(self._address.url, f"HTTP {error.status_code} {body}".strip()) from None
+                said = _first_line(error.body or b"")
+                raise ServerUnreachable(self._address.url, f"HTTP {error.status_code} {said}".strip()) from None
             if isinstance(error, DubbingError):
                 raise error from None
             if isinstance(error, _WEBSOCKET_ERRORS):
@@ -376,9 +385,19 @@ _WEBSOCKET_ERRORS: Final = (
 )
 
 
-def _reason(error: OSError) -> str:
+def _cause(error: OSError) -> BaseException:
     """trio reports every address it tried; what people need is why."""
-    cause = error.__cause__.exceptions[-1] if isinstance(error.__cause__, BaseExceptionGroup) else error
+    return error.__cause__.exceptions[-1] if isinstance(error.__cause__, BaseExceptionGroup) else error
+
+
+def _reason(cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
         return os.strerror(cause.errno)
     return str(getattr(cause, "strerror", None) or cause)  # of an unknown host, for one
+
+
+def _first_line(body: bytes) -> str:
+    """Of what a server said that may be none of ours: it may have sent a whole page, or what a terminal would obey."""
+    lines = (line.strip() for line in body[:_LONGEST_PAGE].decode(errors="replace").splitlines())
+    line = "".join(character for character in next(filter(None, lines), "") if character.isprintable())
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…"

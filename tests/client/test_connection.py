@@ -10,7 +10,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from protocol.dubbing import StreamInit
-from sts_trio.client.connection import Address, Connection
+from sts_trio.client.connection import Address, Connection, ServerUnreachable
 
 from .fake_server import CONFIG, URL, FakeServer, Peer
 
@@ -68,6 +68,36 @@ async def test_the_request_names_its_host(autojump_clock: MockClock, url: str, h
         request = bytes(await theirs.receive_some())
         nursery.cancel_scope.cancel()
     assert b"\r\nHost: " + host + b"\r\n" in request
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"\n  <!doctype html>\r\n<p>" + b"a page" * 500, "HTTP 404 <!doctype html>"),
+        (b"<html>" + b"x" * 3_000, f"HTTP 404 <html>{'x' * 93}…"),
+        (b"\x1b[2Jno\x07 \xff", "HTTP 404 [2Jno \N{REPLACEMENT CHARACTER}"),
+        (b"", "HTTP 404"),
+    ],
+)
+async def test_of_the_page_of_another_kind_of_server_one_line_is_told(
+    autojump_clock: MockClock, body: bytes, said: str
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def open_stream() -> trio.abc.Stream:
+        return ours
+
+    async def serve() -> None:
+        await theirs.receive_some()
+        head = b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await theirs.send_all(head + body)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        with pytest.raises(ServerUnreachable) as caught:
+            await Connection(Address.parse(URL), open_stream=open_stream).run()
+    assert str(caught.value) == f"cannot connect to {URL}: {said}"
+    assert not caught.value.nobody_listens
 
 
 async def test_a_cancelled_tls_handshake_leaves_no_socket(

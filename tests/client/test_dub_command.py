@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trio
 from click.testing import CliRunner, Result
 
 from protocol.errors import ErrorCode
 from sts_trio.cli import dub as command
+from sts_trio.client.connection import Address, Connection
 from sts_trio.client.media import Media, MediaError, Pcm, read_media, write_media
 from sts_trio.client.programme import Dub
 
-from .fake_server import dubbed, failed, fragment
+from .fake_server import URL, FakeServer, Peer, Script, dubbed, failed, fragment
 
 
 @pytest.fixture
@@ -78,8 +80,48 @@ def test_a_server_that_is_not_there_is_named_before_anything_is_decoded(undecoda
         port = probe.getsockname()[1]
     result = run(undecodable, "-o", tmp_path / "out.wav", "--to", "es", "--url", f"http://127.0.0.1:{port}")
     assert result.exit_code == 1
-    assert f"cannot connect to http://127.0.0.1:{port}: Connection refused" in result.output
+    assert f"cannot connect to http://127.0.0.1:{port}: Connection refused (`sts-trio serve` starts a" in result.output
     assert not (tmp_path / "out.wav").exists()
+
+
+def greeted_by(monkeypatch: pytest.MonkeyPatch, script: Script, source: Path) -> Result:
+    """What `dub` says when its server greets it like this."""
+
+    async def greet(url: str, token: str | None) -> None:
+        async with trio.open_nursery() as nursery:
+            server = FakeServer(nursery, script)
+            connection = Connection(Address.parse(url), token=token, open_stream=server.open_stream)
+            await nursery.start(connection.run)
+
+    monkeypatch.setattr(command, "_greet", greet)
+    return run(source, "-o", source.with_name("out.wav"), "--to", "es", "--url", URL)
+
+
+def test_a_server_that_wants_its_key_is_told_how_to_give_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.reject("wrong token", {"code": "AUTH_FAILED"})
+
+    result = greeted_by(monkeypatch, script, source)
+    assert result.exit_code == 1
+    assert "AUTH_FAILED: wrong token" in result.output
+    assert "--token" in result.output
+    assert "STS_API_KEY" in result.output
+
+
+@pytest.mark.usefixtures("server_found")
+def test_a_file_can_wait(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the contract allows, and not the deadline that a server has for broadcasts."""
+    asked: list[int] = []
+
+    def note(settings: object, models: object, options: command.Options, *arguments: object) -> Dub:
+        asked.append(options.timeout_ms)
+        return Dub(np.zeros((44_107, 1), np.int16), [dubbed(fragment(0))])
+
+    monkeypatch.setattr(command, "_run", note)
+    for arguments in [], ["--timeout-ms", 8_000]:
+        result = run(source, "-o", source.with_name("out.wav"), "--to", "es", *arguments)
+        assert "1 fragment: 1 success" in result.output
+    assert asked == [30_000, 8_000]
 
 
 def test_engines_that_cannot_run_here_are_named_before_anything_is_decoded(
