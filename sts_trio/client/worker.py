@@ -1,68 +1,50 @@
 """A well-behaved worker: sends fragments, takes results, and keeps its stream alive over bad connections.
 
-Every fragment that was sent is in one of three places, and moves one way:
-
-    outstanding  due (to be sent, now or later) or sent (the server has it)
-    finished     its last result is here, nobody has taken it yet
-    taken        whoever iterates has it; asking for the next one applies it
-
-The rules: at most `max_inflight` fragments are anywhere at once, as the server said in ``stream:ready``, so that the
-server never has to slow us down; if it does all the same, it is obeyed. What failed or was refused in a way that may
-pass becomes due again, a bounded number of times. After a reconnection everything outstanding becomes due again: the
-server knows fragments by their ids and processes none of them twice. An applied result is acknowledged. ``stream:end``
-leaves when there is nothing in any of the three: a session that is lost after that has lost nothing but its counts.
+At most `max_inflight` fragments are in its hands at once, as the server said in ``stream:ready``, so that the server
+never has to slow us down; if it does all the same, it is obeyed. After a reconnection everything without a result is
+sent again: the server knows fragments by their ids and processes none of them twice. ``stream:end`` leaves when every
+result is applied: a session that is lost after that has lost nothing but its counts. What becomes of each fragment is
+decided in `fragments`.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
 import trio
-from attrs import define, evolve, frozen
+from attrs import evolve, frozen
 
 from protocol.dubbing import (
     Audio,
     Backpressure,
     ErrorEvent,
     FragmentData,
-    FragmentError,
     FragmentProcessed,
     ResultAck,
     Resume,
     ServerEvent,
-    StageTimings,
     StreamComplete,
     StreamConfig,
     StreamEnd,
     StreamInit,
     StreamReady,
 )
-from protocol.errors import ErrorCode, Stage
+from protocol.errors import ErrorCode
 
 from .connection import Address, Connection, ConnectionLost, DubbingError, DubbingRefused, OpenStream, first_failure
+from .fragments import LONGEST_DELAY_S, Fragments, backoff_s
 
 PATIENCE_S: Final = 90.0
 """A server that says nothing for so long while it has fragments is lost: its own longest deadline is 30 s."""
 
 MAX_RECONNECTS: Final = 5
 """In a row, without a result between them."""
-
-MAX_ATTEMPTS: Final = 3
-"""How often a fragment is processed before its failure counts."""
-
-MAX_REFUSALS: Final = 20
-"""How often a fragment is refused for now before that counts as its failure."""
-
-_FIRST_DELAY_S: Final = 0.5
-_LONGEST_DELAY_S: Final = 8.0
 
 log = structlog.get_logger(__name__)
 
@@ -76,14 +58,6 @@ class Stream:
     worker_id: str = "sts-trio"
     max_inflight: int | None = None
     timeout_ms: int | None = None
-
-
-@define
-class _Fragment:
-    data: FragmentData
-    due: float | None  # when to send it; None: the server has it
-    attempts: int = 1
-    refusals: int = 0
 
 
 @asynccontextmanager
@@ -135,11 +109,7 @@ class Worker:
         self._token = token
         self._open_stream = open_stream
         self._session_id: str | None = None
-        self._next_number = 0
-        self._outstanding: dict[str, _Fragment] = {}
-        self._finished: deque[FragmentProcessed] = deque()
-        self._taken: str | None = None
-        self._acks: deque[str] = deque()
+        self._fragments = Fragments()
         self._ending = False
         self._end_sent = False  # in this session: nothing is left to lose with it
         self._end_due = True  # on this connection
@@ -161,12 +131,11 @@ class Worker:
             DubbingError: the stream has failed.
         """
         await trio.lowlevel.checkpoint()  # first: whoever is cancelled has sent nothing
-        while self._inflight >= self.ready.max_inflight:
+        while len(self._fragments) >= self.ready.max_inflight:
             self._check()
             await self._changed.park()
         self._check()
-        number = self._next_number
-        self._next_number += 1
+        number = self._fragments.next_number
         data = FragmentData(
             fragment_id=uuid.uuid4().hex,
             stream_id=self._stream.stream_id,
@@ -175,7 +144,7 @@ class Worker:
             audio=audio,
             metadata=metadata,
         )
-        self._outstanding[data.fragment_id] = _Fragment(data, due=trio.current_time())
+        self._fragments.add(data, trio.current_time())
         self._changed.unpark_all()
         return number
 
@@ -189,22 +158,14 @@ class Worker:
 
     async def __anext__(self) -> FragmentProcessed:
         await trio.lowlevel.checkpoint()  # first: whoever is cancelled has taken nothing
-        if self._taken is not None:
-            self._acks.append(self._taken)
-            self._taken = None
-            self._changed.unpark_all()
-        while not self._finished:
+        self._fragments.apply_taken()
+        self._changed.unpark_all()
+        while (result := self._fragments.take()) is None:
             self._check()
             if self._over:
                 raise StopAsyncIteration
             await self._changed.park()
-        result = self._finished.popleft()
-        self._taken = result.fragment_id
         return result
-
-    @property
-    def _inflight(self) -> int:
-        return len(self._outstanding) + len(self._finished) + (self._taken is not None)
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -232,7 +193,7 @@ class Worker:
                 self._failure = failure
                 break
             log.warning("reconnecting", reason=str(failure))
-            await trio.sleep(_backoff_s(self._reconnects))
+            await trio.sleep(backoff_s(self._reconnects))
             self._reconnects += 1
         self._changed.unpark_all()
 
@@ -279,16 +240,13 @@ class Worker:
         raise ConnectionLost(self._address.url, "no answer to stream:init")
 
     def _init(self) -> StreamInit:
-        first = min(
-            (fragment.data.sequence_number for fragment in self._outstanding.values()), default=self._next_number
-        )
         return StreamInit(
             stream_id=self._stream.stream_id,
             worker_id=self._stream.worker_id,
             config=self._stream.config,
             max_inflight=self._stream.max_inflight,
             timeout_ms=self._stream.timeout_ms,
-            resume=None if self._session_id is None else Resume(self._session_id, first),
+            resume=None if self._session_id is None else Resume(self._session_id, self._fragments.first_number),
         )
 
     def _take_up(self, ready: StreamReady) -> None:
@@ -299,22 +257,19 @@ class Worker:
         self._end_due = True
         self._paused = False
         self._delay_s, self._not_before = 0.0, -math.inf
-        now = trio.current_time()
-        for fragment in self._outstanding.values():
-            if fresh or fragment.due is None:  # a new session starts with the number it gets first, the lowest we have
-                fragment.due = now
+        self._fragments.reconnected(trio.current_time(), new_session=fresh)
         self._changed.unpark_all()
 
     # --------------------------------------------------------------------------------------- sending
 
     async def _send_due(self, connection: Connection) -> None:
         while True:
-            if self._acks:
-                ack = ResultAck(self._acks[0], "applied", _unix_ms())
+            now = trio.current_time()
+            if self._fragments.acks:
+                ack = ResultAck(self._fragments.acks[0], "applied", _unix_ms())
                 await connection.send(ack)
-                self._acks.popleft()
-            elif (due := self._next_due()) is not None:
-                now = trio.current_time()
+                self._fragments.acks.popleft()
+            elif (due := self._fragments.next_due(now)) is not None:
                 send_at = math.inf if self._paused else max(due[0], self._not_before)
                 if send_at > now:
                     await self._change(send_at)
@@ -323,17 +278,11 @@ class Worker:
                 fragment.due = None
                 self._not_before = now + self._delay_s
                 await connection.send(self._carried(fragment.data))
-            elif self._ending and not self._inflight and self._end_due:
+            elif self._ending and not self._fragments and self._end_due:
                 self._end_sent, self._end_due = True, False
                 await connection.send(StreamEnd(self._stream.stream_id, "the programme ended"))
             else:
                 await self._change(math.inf)
-
-    def _next_due(self) -> tuple[float, _Fragment] | None:
-        """When to send which fragment: of those that are due the first of the programme, else the one due first."""
-        now = trio.current_time()
-        due = [(max(f.due, now), f) for f in self._outstanding.values() if f.due is not None]
-        return min(due, key=lambda entry: (entry[0], entry[1].data.sequence_number), default=None)
 
     def _carried(self, data: FragmentData) -> FragmentData:
         """As an attachment where the server takes those: a quarter less to send, and no base64."""
@@ -351,16 +300,17 @@ class Worker:
             with trio.move_on_after(PATIENCE_S):
                 self._handle(await connection.receive())
                 continue
-            if any(fragment.due is None for fragment in self._outstanding.values()) or self._paused or self._end_sent:
+            if self._fragments.server_has_some or self._paused or self._end_sent:
                 raise ConnectionLost(self._address.url, f"the server has said nothing for {PATIENCE_S:.0f} s")
 
     def _handle(self, event: ServerEvent) -> None:
         match event:
             case FragmentProcessed():
-                self._take_result(event)
+                if self._fragments.on_result(event, trio.current_time()):
+                    self._reconnects = 0
             case Backpressure():
                 self._paused = event.action == "pause"
-                delay_s = min(event.recommended_delay_ms / 1000, _LONGEST_DELAY_S)
+                delay_s = min(event.recommended_delay_ms / 1000, LONGEST_DELAY_S)
                 self._delay_s = delay_s if event.action == "slow_down" else 0.0
                 self._not_before = trio.current_time() + self._delay_s
             case ErrorEvent():
@@ -372,26 +322,6 @@ class Worker:
                 self._over = True
         self._changed.unpark_all()
 
-    def _take_result(self, result: FragmentProcessed) -> None:
-        fragment = self._outstanding.get(result.fragment_id)
-        if fragment is None:  # sent again after a reconnection: we have it, and say so
-            if result.fragment_id != self._taken and all(result.fragment_id != f.fragment_id for f in self._finished):
-                self._acks.append(result.fragment_id)
-            return
-        self._reconnects = 0
-        number = fragment.data.sequence_number
-        if result.sequence_number != number:  # the id says which fragment it is; its place in the programme is ours
-            log.warning("wrong_sequence_number", sent=number, received=result.sequence_number)
-            result = evolve(result, sequence_number=number)
-        if result.status == "failed" and result.error is not None and result.error.retryable:
-            if fragment.due is not None:  # the failure we know already, sent again
-                return
-            if fragment.attempts < MAX_ATTEMPTS:
-                fragment.due = trio.current_time() + _backoff_s(fragment.attempts - 1)
-                fragment.attempts += 1
-                return
-        self._finish(fragment, result)
-
     def _take_error(self, error: ErrorEvent) -> None:
         if error.code == ErrorCode.SEQUENCE_GAP:  # the only one that refuses nothing, whatever its severity
             log.warning("server_warning", code=error.code, message=error.message)
@@ -402,46 +332,15 @@ class Worker:
         if error.code == ErrorCode.STREAM_NOT_FOUND:  # the server has lost it, or is shutting down
             self._session_id = None
             raise ConnectionLost(self._address.url, error.message)
-        fragment = self._outstanding.get(error.fragment_id or "")
-        if fragment is None and error.fragment_id is None:
+        if error.fragment_id is None:
             raise DubbingRefused(error.code, error.message, retryable=error.retryable)
-        if fragment is None:  # refused again although its result is here already
-            return
-        if error.retryable and fragment.refusals < MAX_REFUSALS:
-            fragment.due = trio.current_time() + max(self._delay_s, _backoff_s(fragment.refusals))
-            fragment.refusals += 1
-            return
-        self._finish(fragment, _refused(fragment.data, error))
+        self._fragments.on_refusal(error, trio.current_time(), self._delay_s)
 
     def _finish_without_counts(self, reason: str) -> None:
         """The session is gone, and had no more to say than ``stream:complete``: every result is applied."""
         log.warning("completion_lost", reason=reason)
         self._over = True
         self._changed.unpark_all()
-
-    def _finish(self, fragment: _Fragment, result: FragmentProcessed) -> None:
-        del self._outstanding[fragment.data.fragment_id]
-        self._finished.append(result)
-
-
-def _refused(data: FragmentData, error: ErrorEvent) -> FragmentProcessed:
-    """A refusal as a result: the fragment failed before the first stage."""
-    return FragmentProcessed(
-        fragment_id=data.fragment_id,
-        stream_id=data.stream_id,
-        sequence_number=data.sequence_number,
-        status="failed",
-        processing_time_ms=0,
-        stage_timings=StageTimings(),
-        error=FragmentError(error.code, error.message, Stage.DECODE, error.retryable),
-        metadata={"original_duration_ms": data.audio.duration_ms},
-    )
-
-
-def _backoff_s(failures: int) -> float:
-    """Doubling, with jitter: workers that lost the same server must not all return in the same moment."""
-    longest: float = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**failures)
-    return longest * random.uniform(0.5, 1.0)
 
 
 def _unix_ms() -> int:

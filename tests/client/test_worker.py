@@ -15,6 +15,7 @@ from protocol.dubbing import FragmentData, FragmentProcessed, ResultAck, StreamE
 from protocol.errors import ErrorCode
 from sts_trio.client import worker as worker_module
 from sts_trio.client.connection import ConnectionLost, DubbingRefused, ServerUnreachable
+from sts_trio.client.fragments import MAX_ATTEMPTS, MAX_REFUSALS
 from sts_trio.client.worker import Stream, Worker, open_worker
 
 from .fake_server import (
@@ -237,7 +238,7 @@ async def test_a_failure_that_may_pass_is_tried_again_under_the_same_id(autojump
 async def test_after_a_few_attempts_a_failure_counts(autojump_clock: MockClock) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        for _ in range(worker_module.MAX_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             await peer.send(failed(await peer.receive_one(FragmentData), ErrorCode.TIMEOUT))
         await peer.dub_rest()
 
@@ -264,7 +265,7 @@ async def test_a_failure_for_good_is_not_tried_again(autojump_clock: MockClock) 
 async def test_a_fragment_refused_for_now_is_sent_again(autojump_clock: MockClock, code: ErrorCode) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        for _ in range(worker_module.MAX_REFUSALS):
+        for _ in range(MAX_REFUSALS):
             await peer.send(refused(code, (await peer.receive_one(FragmentData)).fragment_id))
         await peer.dub_rest()
 
