@@ -12,10 +12,9 @@ import heapq
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -23,6 +22,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
+
+from .timing import decode_times
 
 Pcm: TypeAlias = npt.NDArray[np.int16]
 """16-bit samples, shape ``(frames, channels)``."""
@@ -38,7 +39,6 @@ _GAP_S: Final = 0.05  # a hole in the timestamps that is longer is a hole in the
 _LONGEST_GAP_S: Final = 10.0  # beyond that the clock was changed, not the programme interrupted ...
 _LONGEST_GAP_BESIDE_PICTURES_S: Final = 3_600.0  # ... but pictures follow the clock, and sound must stay beside them
 _ENCODE_FRAMES: Final = 4_096
-_MOST_LATE: Final = 32  # pictures: H.264 and H.265 reorder 16, each of which may be two fields
 
 _SOUND: Final = {
     ".wav": ("wav", "pcm_s16le"),
@@ -336,42 +336,6 @@ def _copied(
         time_s = float(packet.dts * packet.time_base)
         packet.stream = copied
         yield time_s, packet
-
-
-def decode_times(shown: Sequence[int | None], decoded: Sequence[int | None], step: int) -> list[int]:
-    """When each picture is to be decoded: every one later than the one before, and none after it is shown.
-
-    What the file says where that is so. Matroska says only when pictures are shown, and what libav concludes from it
-    has holes and steps back if it took too few of them to wait for others. Then each is decoded when the picture is
-    shown that comes, in the order of showing, as many places before it as pictures come too late at most.
-
-    Args:
-        shown: in the order of the file, in any unit; None where it is not known.
-        decoded: by libav; None where it does not know either.
-        step: between two pictures, in the same unit; for those decoded before the first one is shown.
-
-    Raises:
-        ValueError: neither is known of a picture, or pictures come far later than any codec has them.
-    """
-    given = [time for time in decoded if time is not None]
-    if (
-        len(given) == len(decoded)
-        and all(before < after for before, after in pairwise(given))
-        and all(show is None or decode <= show for decode, show in zip(given, shown, strict=True))
-    ):
-        return given
-    known = [show if show is not None else decode for show, decode in zip(shown, decoded, strict=True)]
-    times = [time for time in known if time is not None]
-    if len(times) < len(known):
-        raise ValueError("there are pictures in it without a time")
-    order = sorted(range(len(times)), key=times.__getitem__)
-    late = max(place - shown_as for shown_as, place in enumerate(order))
-    if late > _MOST_LATE:
-        raise ValueError("the clock of its pictures goes back")
-    in_order = [times[place] for place in order]
-    for at in range(len(in_order) - 2, -1, -1):  # two that are shown at once are not decoded at once
-        in_order[at] = min(in_order[at], in_order[at + 1] - 1)
-    return [in_order[0] - (late - at) * step if at < late else in_order[at - late] for at in range(len(in_order))]
 
 
 def _sound_track(out: av.container.OutputContainer, encoder: str, samples: Pcm, rate_hz: int) -> av.AudioStream:
