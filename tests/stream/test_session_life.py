@@ -1,0 +1,242 @@
+"""How a stream pauses, ends, loses its worker and gets it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from sts_trio.config import Settings
+from sts_trio.engines.base import Transcript
+from sts_trio.testing.engines import HANG, ScriptedAsr, Step, scripted_models
+from sts_trio.testing.memory import MemoryWorker, memory_server
+from sts_trio.testing.payloads import stream_init
+
+from .helpers import numbers, opened, send, slow_asr
+
+
+async def test_a_paused_stream_refuses_fragments_by_name_and_completes_what_is_in_flight(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.say("stream:pause", {"stream_id": "s", "reason": "ad break"})
+        await send(worker, 1)
+        (refusal,) = worker.got("error")
+        assert (refusal["code"], refusal["fragment_id"], refusal["retryable"]) == ("STREAM_PAUSED", "f1", True)
+        await worker.wait_for("fragment:processed")
+        await worker.say("stream:resume", {"stream_id": "s"})
+        await send(worker, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        assert numbers(worker) == [0, 1, 2]
+
+
+async def test_stream_end_completes_what_is_in_flight_then_closes(autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server)
+        await send(worker, 0, 1, 2)
+        await worker.say("stream:end", {"stream_id": "s"})
+        (complete,) = await worker.wait_for("stream:complete")
+        assert numbers(worker) == [0, 1, 2]
+        assert worker.received[-1][1] == "stream:complete"
+        assert complete["total_fragments"] == complete["success_count"] == 3
+        assert complete["total_duration_ms"] == 3_000
+        assert complete["statistics"] == {
+            "success_count": 3,
+            "partial_count": 0,
+            "failed_count": 0,
+            "avg_processing_time_ms": 2_000,
+            "p95_processing_time_ms": 3_000,
+        }
+        await trio.sleep(4.9)
+        closed_early = worker.closed
+        await trio.sleep(0.2)
+        assert (closed_early, worker.closed) == (False, True)
+        assert server.gateway.active_streams == 0
+
+
+async def test_a_gap_at_the_end_is_given_up_at_once(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        await send(worker, 0, 2)
+        await worker.say("stream:end", {"stream_id": "s"})
+        await worker.wait_for("stream:complete")
+        assert numbers(worker) == [0, 2]
+        assert worker.got("error")[0]["metadata"] == {"missing": [1]}
+        assert trio.current_time() == 0
+
+
+@pytest.mark.parametrize("event", ["stream:pause", "stream:resume"])
+async def test_nothing_revives_a_stream_that_is_ending(event: str, autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.say("stream:end", {"stream_id": "s"})
+        await worker.say(event, {"stream_id": "s"})
+        await send(worker, 1)
+        assert worker.got("error")[-1]["fragment_id"] == "f1"
+        await worker.wait_for("stream:complete")
+
+
+async def test_a_fragment_after_the_end_is_refused_by_name(autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.say("stream:end", {"stream_id": "s"})
+        await send(worker, 1)
+        assert worker.got("error")[0]["fragment_id"] == "f1"
+        await worker.wait_for("stream:complete")
+
+
+async def test_a_worker_that_comes_back_in_time_gets_what_it_has_not_acknowledged(autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed")
+        await worker.say("fragment:ack", {"fragment_id": "f0", "status": "applied", "timestamp": 1})
+        worker.disconnect()
+        await trio.sleep(20)
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await back.wait_for("fragment:processed", 2)
+        assert numbers(back) == [1, 2]
+        assert back.received[0][1] == "stream:ready"
+        await send(back, 3)
+        await back.wait_for("fragment:processed", 3)
+        await back.say("stream:end", {"stream_id": "s"})
+        assert (await back.wait_for("stream:complete"))[0]["total_fragments"] == 4
+
+
+async def test_a_worker_that_was_told_to_pause_is_told_of_the_recovery_when_it_is_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = await opened(server, max_inflight=1)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        assert worker.got("backpressure")[-1]["action"] == "pause"
+        worker.disconnect()
+        await trio.sleep(10)
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        assert [event["action"] for event in back.got("backpressure")] == ["none"]
+
+
+async def test_what_is_sent_again_waits_for_the_connection_and_new_results_wait_behind_it(
+    autojump_clock: MockClock,
+) -> None:
+    class SlowReader(MemoryWorker):
+        async def drained(self) -> None:
+            await trio.sleep(1)
+
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        worker.disconnect()
+        back = SlowReader(server.gateway, "back")
+        assert back.connect() is None
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await send(back, 3)
+        await back.say("stream:end", {"stream_id": "s"})
+        await back.wait_for("stream:complete")
+        assert numbers(back) == [0, 1, 2, 3]
+        assert back.times("fragment:processed") == [1, 2, 3, 4]
+        assert back.times("stream:complete") == [4]
+
+
+async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        worker.disconnect()
+        back = server.worker("back")
+        resume = {"session_id": session_id, "next_sequence_number": 2}
+        await back.say("stream:init", stream_init(resume=resume))
+        await trio.sleep(1)
+        assert numbers(back) == [2]
+
+
+async def test_coming_back_stops_the_grace(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(resume_grace_s=2)) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        worker.disconnect()
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await trio.sleep(60)
+        await send(back, 0)
+        await back.wait_for("fragment:processed")
+
+
+async def test_coming_back_in_the_moment_the_grace_ends_is_too_late(autojump_clock: MockClock) -> None:
+    async with memory_server(settings=Settings(resume_grace_s=2)) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        worker.disconnect()
+        await trio.sleep(2)
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        assert [error["code"] for error in back.got("error")] == ["STREAM_NOT_FOUND"]
+
+
+@pytest.mark.parametrize("stolen", [{"worker_id": "thief"}, {"resume": {"session_id": "guessed"}}])
+async def test_a_session_cannot_be_stolen(stolen: dict[str, Any], autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        thief = server.worker("thief")
+        await thief.say("stream:init", stream_init(**{"resume": {"session_id": session_id}} | stolen))
+        assert [error["code"] for error in thief.got("error")] == ["STREAM_NOT_FOUND"]
+
+
+async def test_a_stream_whose_worker_stays_away_is_cancelled_after_the_grace(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), HANG))
+    async with memory_server(scripted_models(asr), Settings(resume_grace_s=2)) as server:
+        worker = await opened(server)
+        await send(worker, 0, 1, 2, 3)
+        worker.disconnect()
+        await trio.sleep(1.9)
+        assert server.gateway.active_streams == 1
+        await trio.sleep(0.2)
+        assert server.gateway.active_streams == 0
+        assert server.in_flight == 0
+        assert asr.running == 0
+
+
+async def test_starting_afresh_cancels_the_old_stream(autojump_clock: MockClock) -> None:
+    asr = slow_asr(5)
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await trio.sleep(1)
+        await worker.say("stream:init", stream_init())
+        await trio.testing.wait_all_tasks_blocked()
+        assert asr.cancelled == 1
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        assert trio.current_time() == 6
+        assert server.gateway.active_streams == 1
+
+
+async def test_nothing_of_a_stream_is_left_behind(autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        for _ in range(3):
+            worker = server.worker()
+            await worker.say("stream:init", stream_init())
+            await send(worker, 0, 1, 2, 3, 4)
+            await trio.sleep(1.5)
+            await worker.say("stream:end", {"stream_id": "s"})
+            await worker.wait_for("stream:complete")
+            await trio.sleep(6)
+        assert server.in_flight == 0
+        assert server.gateway.active_streams == 0
+        assert server.metrics.registry.get_sample_value("sts_streams_active") == 0
