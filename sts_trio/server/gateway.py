@@ -321,7 +321,7 @@ class Gateway:
         """Close a connection after its last stream has completed; one that opened another stream stays."""
         completed = self._completed[peer.id] = self._completed.get(peer.id, 0) + 1
         await trio.sleep(CLOSE_AFTER_COMPLETE_S)
-        if self._completed[peer.id] == completed:  # none has completed since
+        if self._completed.get(peer.id) == completed:  # none has completed since
             del self._completed[peer.id]
             if not self._links_of(peer):
                 peer.close()

@@ -290,6 +290,19 @@ async def test_the_connection_stays_open_for_the_last_stream_that_completes(auto
         assert not worker.closed
 
 
+async def test_streams_that_complete_together_close_their_connection_once(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        for _ in range(20):  # who of them wakes first is a matter of chance
+            worker = server.worker()
+            for name in "abc":
+                await worker.say("stream:init", stream_init(name))
+            for name in "abc":
+                await worker.say("stream:end", {"stream_id": name})
+            await worker.wait_for("stream:complete", 3)
+            await trio.sleep(6)
+            assert worker.closed
+
+
 async def test_an_acknowledgement_can_name_its_stream(autojump_clock: MockClock) -> None:
     async with memory_server() as server:
         worker = server.worker()
