@@ -84,7 +84,7 @@ class Fragment:
         accepted_at, started_at, finished_at, deadline: trio's clock, in seconds. The deadline starts when processing
             does. What has not happened yet is infinite.
         token: on whose behalf one of the stream's tokens was taken.
-        original: the decoded audio at the fragment's own rate, shape ``(frames, channels)``.
+        original: the sent audio, encoded as it would go back; only where it may stand in for speech.
         speech: the same at 16 kHz mono.
         context: what the stream said before this fragment; empty for a late one.
         dubbed: the encoded audio of the result, fallback included.
@@ -98,7 +98,7 @@ class Fragment:
     started_at: float = float("inf")
     finished_at: float = float("inf")
     token: object = None
-    original: Samples | None = field(default=None, repr=False)
+    original: bytes | None = field(default=None, repr=False)
     speech: Samples | None = field(default=None, repr=False)
     transcript: TranscriptAsset | None = None
     context: str = ""

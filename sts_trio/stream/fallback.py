@@ -15,10 +15,10 @@ from .assets import Fragment
 
 @define
 class Fallback:
-    """One stream's fallback audio, quick enough for the moment after a deadline.
+    """One stream's fallback audio, ready before it is needed: after a deadline there is no time to encode.
 
-    Live fragments are all of one length and come in the format in which they go back, so that as a rule nothing must be
-    encoded: the silence of that length was made when the stream began, and the original is sent back as it came.
+    Live fragments are all of one length, so their silence is encoded when the stream begins. Where the original is what
+    stands in, each is encoded as soon as it was decoded: what came may differ from the slot in length, rate or kind.
     """
 
     stream_id: str
@@ -28,11 +28,6 @@ class Fallback:
     _silence: bytes = field(default=b"", init=False)
     _silence_ms: int = field(default=-1, init=False)
 
-    @property
-    def needs_original(self) -> bool:
-        """Whether a fragment's decoded audio may be asked for later."""
-        return self.mode == "original"
-
     async def prepare(self) -> None:
         """Encode the silence of a fragment before it is needed.
 
@@ -41,22 +36,23 @@ class Fallback:
         """
         await self._silent(self.config.chunk_duration_ms)
 
+    async def keep_original(self, fragment: Fragment, decoded: Samples) -> None:
+        """Encode what came as what goes back, where that is wanted.
+
+        Raises:
+            EngineFailure: it cannot be encoded now; silence will stand in.
+        """
+        if self.mode == "original":
+            rate_hz = fragment.data.audio.sample_rate_hz
+            fragment.original = await self._encode(decoded, rate_hz, fragment.slot_ms)
+
     async def encoded(self, fragment: Fragment) -> bytes:
-        """Audio of exactly the fragment's slot. The original is not there where decoding it is what failed.
+        """Audio of exactly the fragment's slot: the original where it was kept, else silence.
 
         Raises:
             EngineFailure: it cannot be encoded now.
         """
-        if fragment.original is None:
-            return await self._silent(fragment.slot_ms)
-        sent, config = fragment.data.audio, self.config
-        if sent.format == "m4a" and (sent.format, sent.sample_rate_hz, sent.channels) == (
-            config.format,
-            config.sample_rate_hz,
-            config.channels,
-        ):
-            return sent.data
-        return await self._encode(fragment.original, sent.sample_rate_hz, fragment.slot_ms)
+        return await self._silent(fragment.slot_ms) if fragment.original is None else fragment.original
 
     async def _silent(self, duration_ms: int) -> bytes:
         if self._silence_ms != duration_ms:

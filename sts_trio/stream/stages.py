@@ -6,6 +6,8 @@ fragment. What goes wrong it raises as `EngineFailure`; deadlines, order and fai
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from attrs import define, field
 
 from protocol.dubbing import Audio, StreamConfig
@@ -40,8 +42,8 @@ class Stages:
     async def decode(self, fragment: Fragment) -> None:
         """The sent audio to samples, at its own rate and at ASR's."""
         decoded = await self.engines.decode.submit(DecodeRequest(fragment.data.audio), stream=self.stream_id)
-        if self.fallback.needs_original:
-            fragment.original = decoded.samples
+        with suppress(EngineFailure):  # it is not the fragment's own failure
+            await self.fallback.keep_original(fragment, decoded.samples)
         fragment.speech = decoded.speech
 
     async def transcribe(self, fragment: Fragment) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import av
 import numpy as np
+import pybase64
 import pytest
 import trio
 import trio.testing
@@ -12,6 +15,8 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from protocol.errors import ErrorCode
+from sts_trio import audio
+from sts_trio.config import Settings
 from sts_trio.engines.base import AsrRequest, EngineFailure, SpeechRequest, Transcript, Translation
 from sts_trio.testing.engines import HANG, ScriptedAsr, ScriptedTranslation, ScriptedTts, Step, scripted_models, tone
 from sts_trio.testing.memory import memory_server
@@ -165,6 +170,25 @@ async def test_the_fallback_is_ready_before_it_is_needed(autojump_clock: MockClo
         assert result["error"]["code"] == "TIMEOUT"
         assert result["dubbed_audio"]["data_base64"]
         assert encoded == [0]
+
+
+@pytest.mark.slow
+async def test_the_original_stands_in_at_the_streams_own_length_rate_and_kind(autojump_clock: MockClock) -> None:
+    models = scripted_models(ScriptedAsr(script=lambda _: Step(Transcript("hello"), HANG)))
+    async with memory_server(models, Settings(fallback_mode="original")) as server:
+        worker = await opened(server, format="m4a", sample_rate_hz=48_000, channels=2, timeout_ms=1_000)
+        longer = audio.encode(np.full((17_600, 1), 0.25, np.float32), 16_000, "m4a")  # 1.1 s, 16 kHz mono
+        body = fragment(0)
+        body["audio"] |= {"format": "m4a", "sample_rate_hz": 48_000, "channels": 2}
+        body["audio"]["data_base64"] = pybase64.b64encode(longer).decode()
+        await worker.say("fragment:data", body)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["error"]["code"] == "TIMEOUT"
+        with av.open(io.BytesIO(pybase64.b64decode(result["dubbed_audio"]["data_base64"])), "r") as container:
+            stream = container.streams.audio[0]
+            assert (stream.rate, stream.channels) == (48_000, 2)
+            frames = sum(frame.samples for frame in container.decode(stream))
+            assert frames == pytest.approx(48_000, abs=1_100)  # AAC comes in frames of 1024
 
 
 async def test_a_defect_in_the_fallback_costs_the_audio_and_nothing_else(autojump_clock: MockClock) -> None:
