@@ -35,6 +35,15 @@ REFUSALS: Final = (
 )
 """The codes with which a fragment is refused before it is accepted (contract, "Errors")."""
 
+CONNECTION_REFUSALS: Final = (
+    "connections",
+    "address_connections",
+    "sessions",
+    "address_sessions",
+    "address_handshakes",
+)
+"""Why a client is not let in (`server.admission.Reason`)."""
+
 _SECONDS: Final = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 30.0)
 """From one short model call to the longest deadline a worker may ask for, closest around a live fragment's budget."""
 
@@ -99,6 +108,12 @@ class Metrics:
 
         self.streams_active = Gauge("sts_streams_active", "Streams that are open.", registry=registry)
         self.connections = Gauge("sts_connections", "Workers' Socket.IO connections.", registry=registry)
+        self.connections_refused_total = Counter(
+            "sts_connections_refused_total",
+            "Connections, sessions and handshakes over a limit, by which one.",
+            ["reason"],
+            registry=registry,
+        )
         self.backpressure_events_total = Counter(
             "sts_backpressure_events_total", "Backpressure events sent.", ["severity"], registry=registry
         )
@@ -127,6 +142,8 @@ class Metrics:
                 self.fragment_errors_total.labels(stage=stage.value, error_code=code.value)
         for code in REFUSALS:
             self.fragments_refused_total.labels(error_code=code.value)
+        for reason in CONNECTION_REFUSALS:
+            self.connections_refused_total.labels(reason=reason)
         for severity in BACKPRESSURE_SEVERITIES:
             self.backpressure_events_total.labels(severity=severity)
 

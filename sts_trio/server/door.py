@@ -7,13 +7,14 @@ replays what was read. So every head is read twice: here, and by who serves it. 
     for plain requests), one way to say how long the body is, one form of target, one protocol to upgrade to; an upgrade
     has no body and nothing behind its head. A connection carries one request.
 
-Each connection has a task of its own, and whatever goes wrong in it is logged and ends there. There are at most
-`max_connections`, and each has `HEAD_TIMEOUT_S` to say what it wants in at most `HEAD_BYTES`.
+Each connection has a task of its own, and whatever goes wrong in it is logged and ends there. `Admission` says how many
+there are, and each has `HEAD_TIMEOUT_S`, a TLS handshake included, to say what it wants in at most `HEAD_BYTES`.
 """
 
 from __future__ import annotations
 
 import binascii
+import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -29,8 +30,10 @@ from starlette.applications import Starlette
 from protocol.engineio import CloseReason, HandshakeRefused, check_handshake
 
 from ..observe.metrics import Metrics
+from .admission import Admission, Denial
 from .connection import Application, Connection, ConnectionSettings
 from .http import SOCKETIO_PATH, serve_http
+from .tls import PLAIN_ANSWER, SpokenPlainly, TLSTransport, Transport, accept_tls
 from .websocket import AcceptedStream, WebSocketClosed, open_websocket
 
 log = structlog.get_logger(__name__)
@@ -40,6 +43,9 @@ HEAD_TIMEOUT_S: Final = 10.0
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 REFUSAL_TIMEOUT_S: Final = 2.0
 
+TURNED_AWAY_AT_ONCE: Final = 64
+"""Connections over the limit that are told so at the same time; the others are just closed."""
+
 
 class Door:
     """Serves listeners: Engine.IO WebSockets to the application, all other HTTP to the ASGI application.
@@ -48,7 +54,8 @@ class Door:
         http_app: answers plain HTTP.
         application: whom workers talk to; None where this port takes none.
         settings: of the workers' connections.
-        max_connections: of all kinds; one more is answered 503 and closed.
+        admission: who may connect; the default limits where it is None.
+        tls: for a port that speaks nothing else; see `tls.server_context`.
     """
 
     def __init__(
@@ -58,14 +65,16 @@ class Door:
         *,
         metrics: Metrics,
         settings: ConnectionSettings | None = None,
-        max_connections: int = 512,
+        admission: Admission | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._http_app = http_app
         self._application = application
         self._metrics = metrics
         self._settings = settings or ConnectionSettings()
-        self._max_connections = max_connections
-        self._accepted = 0
+        self._admission = admission or Admission()
+        self._tls = tls
+        self._turned_away = 0
         self._workers: set[Connection] = set()
         self._worker_gone = trio.Event()
         self._draining = False
@@ -101,26 +110,47 @@ class Door:
             await self._worker_gone.wait()
 
     async def _serve(self, transport: trio.SocketStream) -> None:
-        if self._accepted >= self._max_connections:
-            log.warning("too_many_connections", limit=self._max_connections)
-            await _refuse(transport, Refused(503, "too many connections"), linger=False)
-            return
-        self._accepted += 1
         try:
-            await self._answer(transport)
+            host, port = transport.socket.getpeername()[:2]
+        except OSError:
+            return  # it has left already
+        try:
+            denial = self._admission.admit_connection(host)
+            if denial is not None:
+                await self._turn_away(transport, self._denied(denial, host))
+                return
+            try:
+                await self._answer(transport, host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            finally:
+                self._admission.release_connection(host)
         except* Exception:  # one connection's defect is not the others' end
             log.exception("connection_crashed")
-        finally:
-            self._accepted -= 1
 
-    async def _answer(self, transport: trio.SocketStream) -> None:
+    async def _turn_away(self, transport: trio.SocketStream, refusal: Refused) -> None:
+        if self._tls is not None or self._turned_away >= TURNED_AWAY_AT_ONCE:
+            return  # an encrypted answer would cost what it is to save
+        self._turned_away += 1
         try:
-            address = _address(transport)
-            with trio.fail_after(HEAD_TIMEOUT_S):
+            await _refuse(transport, refusal)
+        finally:
+            self._turned_away -= 1
+
+    def _denied(self, denial: Denial, host: str) -> Refused:
+        self._metrics.connections_refused_total.labels(reason=denial.reason.value).inc()
+        log.debug("not_admitted", address=host, reason=denial.reason)
+        return Refused(denial.status, denial.message, [(b"retry-after", str(denial.retry_after_s).encode())])
+
+    async def _answer(self, accepted: trio.SocketStream, host: str, address: str) -> None:
+        transport: Transport = accepted
+        deadline = trio.current_time() + HEAD_TIMEOUT_S
+        try:
+            if self._tls is not None:
+                transport = await _encrypt(accepted, self._tls, deadline, address)
+            with trio.fail_at(deadline):
                 head = await _read_head(transport)
             is_upgrade = _check_framing(head)
             if is_upgrade:
-                self._check_worker(head.request)
+                self._check_worker(head.request, host)
         except _Gone:
             return
         except trio.TooSlowError:
@@ -136,7 +166,7 @@ class Door:
         else:
             await serve_http(stream, self._http_app)
 
-    def _check_worker(self, request: h11.Request) -> None:
+    def _check_worker(self, request: h11.Request, host: str) -> None:
         """Everything about a WebSocket handshake that can be refused, before trio-websocket sees it."""
         path, _, query = request.target.partition(b"?")
         if self._application is None or path.decode() != SOCKETIO_PATH:
@@ -154,6 +184,9 @@ class Door:
             raise Refused(426, "WebSocket version 13 is required", [(b"sec-websocket-version", b"13")])
         if not _is_websocket_key(_values(request, b"sec-websocket-key")):
             raise Refused(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+        denial = self._admission.admit_handshake(host, trio.current_time())
+        if denial is not None:
+            raise self._denied(denial, host)
 
     async def _serve_worker(self, stream: AcceptedStream, address: str) -> None:
         assert self._application is not None
@@ -183,13 +216,20 @@ class Refused(Exception):
     """A request that nobody serves.
 
     Attributes:
-        body: what the client is told, as JSON.
+        body: what the client is told: JSON; text goes into an ``error``, unless it is for people.
     """
 
-    def __init__(self, status: int, body: str | dict[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        body: str | dict[str, Any],
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        for_people: bool = False,
+    ) -> None:
         super().__init__(f"{status}: {body}")
         self.status = status
-        self.body = {"error": body} if isinstance(body, str) else body
+        self.body = {"error": body} if isinstance(body, str) and not for_people else body
         self.headers = list(headers)
 
 
@@ -206,7 +246,18 @@ class _Head:
     has_more: bool
 
 
-async def _read_head(transport: trio.SocketStream) -> _Head:
+async def _encrypt(accepted: trio.SocketStream, context: ssl.SSLContext, deadline: float, address: str) -> TLSTransport:
+    try:
+        with trio.fail_at(deadline):
+            return await accept_tls(accepted, context)
+    except SpokenPlainly:
+        raise Refused(400, PLAIN_ANSWER, for_people=True) from None
+    except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        log.debug("tls_handshake_failed", address=address, error=str(error.__cause__ or type(error).__name__))
+        raise _Gone from None
+
+
+async def _read_head(transport: Transport) -> _Head:
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
     raw = bytearray()
     try:
@@ -276,13 +327,14 @@ def _is_websocket_key(values: list[bytes]) -> bool:
         return False
 
 
-async def _refuse(transport: trio.SocketStream, refusal: Refused, *, linger: bool = True) -> None:
-    body = orjson.dumps(refusal.body)
+async def _refuse(transport: Transport, refusal: Refused) -> None:
+    text = refusal.body if isinstance(refusal.body, str) else None
+    body = orjson.dumps(refusal.body) if text is None else text.encode()
     response = h11.Response(
         status_code=refusal.status,
         reason=HTTPStatus(refusal.status).phrase,
         headers=[
-            (b"content-type", b"application/json"),
+            (b"content-type", b"application/json" if text is None else b"text/plain; charset=utf-8"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
             *refusal.headers,
@@ -293,15 +345,6 @@ async def _refuse(transport: trio.SocketStream, refusal: Refused, *, linger: boo
     with trio.move_on_after(REFUSAL_TIMEOUT_S):
         try:
             await transport.send_all(message)
-            if linger:
-                await AcceptedStream(transport, b"").aclose()
+            await AcceptedStream(transport, b"").aclose()
         except trio.BrokenResourceError:
             pass  # it did not wait for the answer
-
-
-def _address(transport: trio.SocketStream) -> str:
-    try:
-        host, port = transport.socket.getpeername()[:2]
-    except OSError:
-        raise _Gone from None
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

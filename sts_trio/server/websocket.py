@@ -29,6 +29,8 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.utilities import LocalProtocolError
 
+from .tls import TLSTransport, Transport
+
 PIECE: Final = 2**16
 """Characters or bytes of a message per frame, and bytes per read."""
 
@@ -57,7 +59,7 @@ class AcceptedStream(trio.abc.HalfCloseableStream):
         torn: a send failed or was cancelled, so that the peer may have a part of it.
     """
 
-    def __init__(self, transport: trio.SocketStream, head: bytes) -> None:
+    def __init__(self, transport: Transport, head: bytes) -> None:
         self._transport = transport
         self._head = head
         self._sending = trio.StrictFIFOLock()
@@ -67,6 +69,11 @@ class AcceptedStream(trio.abc.HalfCloseableStream):
     def socket(self) -> trio.socket.SocketType:
         """The socket underneath, for those who ask it for addresses."""
         return self._transport.socket
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the client spoke TLS."""
+        return isinstance(self._transport, TLSTransport)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._head:

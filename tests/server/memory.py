@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias, cast
@@ -22,6 +23,7 @@ from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from sts_trio.observe.metrics import Metrics
 from sts_trio.server import http
+from sts_trio.server.admission import Admission
 from sts_trio.server.connection import Application, ConnectionSettings
 from sts_trio.server.door import Door
 
@@ -35,13 +37,14 @@ class FakeSocket:
 
     family = socket.AF_INET
 
-    def __init__(self, *, connected: bool = True) -> None:
+    def __init__(self, *, connected: bool = True, host: str = "192.0.2.7") -> None:
         self._connected = connected
+        self._host = host
 
     def getpeername(self) -> tuple[str, int]:
         if not self._connected:
             raise OSError(errno.ENOTCONN, "not connected")
-        return ("192.0.2.7", 50_000)
+        return (self._host, 50_000)
 
     def getsockname(self) -> tuple[str, int]:
         return ("192.0.2.1", 8_000)
@@ -122,10 +125,16 @@ class Network(trio.abc.Listener[trio.SocketStream]):
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def connect(self, pair: Pair = trio.testing.memory_stream_pair, *, socket_connected: bool = True) -> Any:
+    def connect(
+        self,
+        pair: Pair = trio.testing.memory_stream_pair,
+        *,
+        socket_connected: bool = True,
+        host: str = "192.0.2.7",
+    ) -> Any:
         """The client's end of a new connection: memory streams hold any amount, lockstep ones nothing at all."""
         client, server = pair()
-        end = ServerEnd(server, FakeSocket(connected=socket_connected))
+        end = ServerEnd(server, FakeSocket(connected=socket_connected, host=host))
         self.accepted.append(end)
         self._send.send_nowait(end)
         return client
@@ -213,16 +222,13 @@ async def serving(
     *,
     app: Starlette | None = None,
     settings: ConnectionSettings | None = None,
-    max_connections: int = 512,
+    admission: Admission | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
     """A running door; leaving the context cancels it."""
     metrics, network = Metrics(), Network()
     door = Door(
-        app or ordinary_app(metrics),
-        application,
-        metrics=metrics,
-        settings=settings,
-        max_connections=max_connections,
+        app or ordinary_app(metrics), application, metrics=metrics, settings=settings, admission=admission, tls=tls
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(door.serve, [network])

@@ -15,9 +15,10 @@ from trio.testing import MockClock, lockstep_stream_pair
 from trio_websocket import ConnectionRejected
 
 from sts_trio.server import door
+from sts_trio.server.admission import Admission, AdmissionLimits
 from sts_trio.server.connection import Peer, Refusal
 
-from .memory import read_answer, serving
+from .memory import Server, read_answer, serving
 
 KEY = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 UPGRADE = b"Host: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n" + KEY
@@ -282,16 +283,67 @@ def test_no_request_harms_another_connection_or_makes_http_2(garbage: bytes) -> 
 
 
 async def test_one_connection_too_many_is_turned_away_and_makes_room_when_one_goes(autojump_clock: MockClock) -> None:
-    async with serving(Nobody(), max_connections=2) as server:
+    async with serving(Nobody(), admission=Admission(AdmissionLimits(connections=2))) as server:
         worker = await server.websocket()
         idle = server.network.connect()
         await trio.testing.wait_all_tasks_blocked()
-        assert (await server.get("/health")).status == 503
+        answer = await server.get("/health")
+        assert (answer.status, answer.json) == (503, {"error": "too many connections"})
+        assert int(answer.headers["retry-after"]) > 0
+        assert refused(server, "connections") == 1
         assert trio.current_time() == 0
         await idle.aclose()
         await worker.aclose()
         await trio.sleep(2)
         assert (await server.get("/health")).status == 200
+
+
+async def test_an_address_has_its_share_of_connections_and_leaves_the_rest_to_others(autojump_clock: MockClock) -> None:
+    async with serving(Nobody(), admission=Admission(AdmissionLimits(connections_per_address=2))) as server:
+        for _ in range(2):
+            server.network.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        answer = await server.get("/health")
+        assert (answer.status, answer.json) == (429, {"error": "too many connections from one address"})
+        other = server.network.connect(host="192.0.2.8")
+        await other.send_all(HEALTH)
+        assert (await read_answer(other)).status == 200
+        assert refused(server, "address_connections") == 1
+
+
+async def test_of_many_that_are_turned_away_at_once_not_all_are_told(autojump_clock: MockClock) -> None:
+    async with serving(Nobody(), admission=Admission(AdmissionLimits(connections=0))) as server:
+        clients = [server.network.connect() for _ in range(door.TURNED_AWAY_AT_ONCE + 20)]
+        await trio.testing.wait_all_tasks_blocked()  # nobody reads: each answer waits to be taken
+        answers = [await client.receive_some() for client in clients]
+        assert sum(answer.startswith(b"HTTP/1.1 503") for answer in answers) == door.TURNED_AWAY_AT_ONCE
+        assert answers.count(b"") == 20
+        await trio.sleep(door.REFUSAL_TIMEOUT_S)
+        assert all(end.closed.is_set() for end in server.network.accepted)
+        assert (await server.get("/health")).status == 503  # told again
+
+
+async def test_handshakes_that_come_too_fast_are_told_when_to_come_back(autojump_clock: MockClock) -> None:
+    limits = AdmissionLimits(handshakes_per_s=0.01, connections_per_address=2)
+    async with serving(Nobody(), admission=Admission(limits)) as server:
+        for _ in range(3):
+            assert (await server.request(WORKER + b"x")).status == 400  # what is no handshake does not count
+            await server.network.accepted[-1].closed.wait()
+        for _ in range(2):
+            worker = await server.websocket()
+            await worker.aclose()
+            await server.network.accepted[-1].closed.wait()
+        answer = await server.request(WORKER)
+        assert (answer.status, answer.json) == (429, {"error": "too many handshakes from one address"})
+        assert refused(server, "address_handshakes") == 1
+        wait_s = int(answer.headers["retry-after"])
+        assert 95 <= wait_s <= 100
+        await trio.sleep(wait_s)
+        await server.websocket()
+
+
+def refused(server: Server, reason: str) -> float | None:
+    return server.metrics.registry.get_sample_value("sts_connections_refused_total", {"reason": reason})
 
 
 async def test_running_out_of_descriptors_is_waited_out(
