@@ -146,12 +146,19 @@ class Delivery:
         if not fragment.late:
             self.statistics.add(result, fragment.slot_ms, fragment.busy_ms)
         self._results.keep(result)
-        if self._unsent:
-            self._unsent[result.fragment_id] = None  # behind those before it
+        if self._unsent and self._results.get(result.fragment_id) is not None:
+            self._unsent[result.fragment_id] = None  # behind those before it; where it is not kept, none of them is
         else:
             self.tell(result)
         self._report.record(fragment)
         self._delivered(fragment)
+
+    def hurry(self) -> None:
+        """Give the worker at once what it has yet to get: nothing will wait for the connection any more."""
+        for fragment_id in self._unsent:
+            if (result := self._results.get(fragment_id)) is not None:
+                self.tell(result)
+        self._unsent.clear()
 
     def complete(self) -> None:
         """Say that everything was delivered."""

@@ -46,9 +46,9 @@ class ResultBuffer:
             self.used_bytes -= weight_bytes(result)
 
     def forget_before(self, number: int) -> None:
-        """The worker has every result below this sequence number."""
+        """The worker has a first result of every sequence number below this one. Of retries that says nothing."""
         for result in self.unacknowledged():
-            if result.sequence_number < number:
+            if result.sequence_number < number and "late" not in result.metadata:
                 self.forget(result.fragment_id)
 
     def get(self, fragment_id: str) -> FragmentProcessed | None:

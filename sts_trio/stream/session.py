@@ -203,6 +203,7 @@ class StreamSession:
                 fragment.fail(Stage.DECODE, code, reason)
                 fragment.finished_at = trio.current_time()
             self._delivery.deliver(fragment)
+        self._delivery.hurry()
         self._delivery.complete()
         self.cancel()
 

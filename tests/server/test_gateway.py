@@ -253,6 +253,32 @@ async def test_what_is_in_flight_when_the_time_for_draining_is_over_fails_by_nam
         assert server.gateway.active_streams == 0
 
 
+async def test_what_was_still_to_be_sent_again_when_the_time_for_draining_is_over_leaves_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    class SlowReader(MemoryWorker):
+        async def drained(self) -> None:
+            await trio.sleep(60)
+
+    steps = iter([*[Step(Transcript("hello"))] * 3, Step(Transcript("hello"), HANG)])
+    async with memory_server(scripted_models(ScriptedAsr(script=lambda _: next(steps)))) as server:
+        worker = server.worker()
+        ready = await worker.say("stream:init", stream_init(timeout_ms=30_000))
+        for number in range(3):
+            await worker.say("fragment:data", fragment(number))
+        await worker.wait_for("fragment:processed", 3)
+        worker.disconnect()
+        back = SlowReader(server.gateway, "back")
+        assert back.connect() is None
+        await back.say("stream:init", stream_init(resume={"session_id": ready["session_id"]}))
+        await back.say("fragment:data", fragment(3))
+        with trio.move_on_after(5):
+            await server.gateway.drain()
+        server.gateway.abandon()
+        assert [result["sequence_number"] for result in back.got("fragment:processed")] == [0, 1, 2, 3]
+        assert back.received[-1][1] == "stream:complete"
+
+
 async def test_a_stream_that_crashes_gives_every_fragment_its_result_and_harms_no_other(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from protocol.errors import ErrorCode
 from sts_trio.config import Settings
-from sts_trio.engines.base import Transcript
+from sts_trio.engines.base import EngineFailure, Transcript
 from sts_trio.testing.engines import HANG, ScriptedAsr, Step, scripted_models
 from sts_trio.testing.memory import MemoryWorker, memory_server
-from sts_trio.testing.payloads import stream_init
+from sts_trio.testing.payloads import fragment, stream_init
 
 from .helpers import numbers, opened, send, slow_asr
 
@@ -151,6 +152,26 @@ async def test_what_is_sent_again_waits_for_the_connection_and_new_results_wait_
         assert back.times("stream:complete") == [4]
 
 
+async def test_a_result_too_large_to_be_kept_leaves_also_while_others_are_sent_again(autojump_clock: MockClock) -> None:
+    class SlowReader(MemoryWorker):
+        async def drained(self) -> None:
+            await trio.sleep(1)
+
+    async with memory_server(settings=Settings(result_buffer_bytes=20_000)) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await worker.say("fragment:data", fragment(0, duration_ms=100))
+        await worker.wait_for("fragment:processed")
+        worker.disconnect()
+        back = SlowReader(server.gateway, "back")
+        assert back.connect() is None
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await back.say("fragment:data", fragment(1, duration_ms=10_000))
+        await back.say("stream:end", {"stream_id": "s"})
+        await back.wait_for("stream:complete")
+        assert numbers(back) == [1]
+
+
 async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: MockClock) -> None:
     async with memory_server() as server:
         worker = await opened(server)
@@ -163,6 +184,23 @@ async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: Moc
         await back.say("stream:init", stream_init(resume=resume))
         await trio.sleep(1)
         assert numbers(back) == [2]
+
+
+async def test_a_late_retry_is_sent_again_whatever_the_worker_says_it_has(autojump_clock: MockClock) -> None:
+    steps = iter([Step(EngineFailure(ErrorCode.GPU_OOM, "full")), Step(Transcript("hello")), Step(Transcript("hello"))])
+    async with memory_server(scripted_models(ScriptedAsr(script=lambda _: next(steps)))) as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1)
+        await worker.wait_for("fragment:processed", 2)
+        await send(worker, 0)
+        worker.disconnect()
+        await trio.sleep(1)
+        back = server.worker("back")
+        resume = {"session_id": session_id, "next_sequence_number": 2}  # it has a result of 0, but not of the retry
+        await back.say("stream:init", stream_init(resume=resume))
+        (retried,) = await back.wait_for("fragment:processed")
+        assert (retried["sequence_number"], retried["status"], retried["metadata"]["late"]) == (0, "success", True)
 
 
 async def test_coming_back_stops_the_grace(autojump_clock: MockClock) -> None:
