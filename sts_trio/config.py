@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeVar
 
@@ -16,6 +17,10 @@ EMBEDDED_PROFILE: Final = {
     "TTS_MODEL": "espeak-ng",
 }
 """What `--profile embedded` sets where the environment does not: engines that need no key, download or GPU."""
+
+
+NESTING: Final = (10, 200)
+"""Between what dubbing needs and what is safe: orjson writes 254 levels, and of Python's stack half stays free."""
 
 
 class ConfigError(ValueError):
@@ -35,17 +40,21 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}") from None
+            raise ValueError(f"must be a number{unit} from {low:g} to {high:g}") from None
         if not low <= value <= high:  # also refuses nan
             raise ValueError(f"must be from {low:g} to {high:g}")
         return value
 
     return read
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    return _number(low, high, " of seconds")
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -65,6 +74,27 @@ def _text(text: str) -> str:
     return text
 
 
+_ORIGIN: Final = re.compile(
+    r"(?P<origin>[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))(?::(?P<port>[0-9]{1,5}))?"
+)
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers write them (RFC 6454, 6.2): in small letters, without the port that the scheme implies."""
+    if text.strip() == "*":
+        return ("*",)
+    origins = []
+    for part in text.split(","):
+        match = _ORIGIN.fullmatch(part.strip().lower())
+        if match is None:
+            raise ValueError("must be * or origins such as https://example.org or http://localhost:3000, with commas")
+        origin, port = match["origin"], match["port"]
+        implied = _DEFAULT_PORTS.get(origin.partition(":")[0])
+        origins.append(origin if port in (None, implied) else f"{origin}:{port}")
+    return tuple(origins)
+
+
 def _variable(name: str, read: Callable[[str], T], default: Any, meaning: str, *, secret: bool = False) -> Any:
     return field(
         default=default,
@@ -81,7 +111,19 @@ class Settings:
     host: str = _variable("STS_HOST", _text, "0.0.0.0", "Address to listen on.")
     port: int = _variable("STS_PORT", _integer(0, 65_535), 8_000, "Port of Socket.IO, /health and /metrics (0: any).")
     metrics_port: int | None = _variable(
-        "METRICS_PORT", _integer(0, 65_535), None, "Port of /health and /metrics, where it is not STS_PORT."
+        "METRICS_PORT",
+        _integer(0, 65_535),
+        None,
+        "Port of /health and /metrics, where it is not STS_PORT; it never speaks TLS.",
+    )
+    tls_cert: str | None = _variable(
+        "STS_TLS_CERT",
+        _text,
+        None,
+        "PEM file of the certificate with its chain; with STS_TLS_KEY, STS_PORT speaks TLS.",
+    )
+    tls_key: str | None = _variable(
+        "STS_TLS_KEY", _text, None, "PEM file of the certificate's key, without a password."
     )
     api_key: str | None = _variable(
         "STS_API_KEY",
@@ -90,6 +132,44 @@ class Settings:
         "Token that workers must send in `auth`; unset: none is asked for.",
         secret=True,
     )
+    cors_origins: tuple[str, ...] = _variable(
+        "STS_CORS_ORIGINS", _origins, (), "Web pages that may connect: origins with commas between them, or *."
+    )
+    drain_timeout_s: float = _variable(
+        "DRAIN_TIMEOUT_S", _seconds(0, 3_600), 30.0, "Time for fragments in flight to finish after SIGTERM."
+    )
+
+    # Connections
+    ping_interval_s: float = _variable(
+        "STS_PING_INTERVAL_S", _seconds(0.1, 3_600), 25.0, "From a ping's answer to the next ping."
+    )
+    ping_timeout_s: float = _variable(
+        "STS_PING_TIMEOUT_S", _seconds(0.1, 3_600), 10.0, "Time for the answer to a ping; without one it is closed."
+    )
+    connect_timeout_s: float = _variable(
+        "STS_CONNECT_TIMEOUT_S", _seconds(0.1, 3_600), 45.0, "From the handshake to the first namespace that is joined."
+    )
+    upgrade_timeout_s: float = _variable(
+        "STS_UPGRADE_TIMEOUT_S", _seconds(0.1, 3_600), 10.0, "Time for a session to move from polling to a WebSocket."
+    )
+    recovery_s: float = _variable(
+        "STS_RECOVERY_S", _seconds(0, 3_600), 0.0,
+        "How long a lost connection can be recovered with what it missed; 0: not at all, and no event has an offset.",
+    )  # fmt: skip
+    recovery_bytes: int = _variable(
+        "STS_RECOVERY_BYTES", _integer(0, 2**32), 16 * 2**20, "Sent events kept for recovery, per connection."
+    )
+
+    # Limits of connections
+    max_connections: int = _variable("STS_MAX_CONNECTIONS", _integer(1, 100_000), 512, "Connections at once.")
+    max_connections_per_address: int = _variable(
+        "STS_MAX_CONNECTIONS_PER_ADDRESS", _integer(1, 100_000), 128,
+        "Of these from one address (IPv6: /64); behind a proxy everybody has the proxy's.",
+    )  # fmt: skip
+    handshakes_per_s: float = _variable(
+        "STS_HANDSHAKES_PER_S", _number(0.01, 100_000), 20.0,
+        "New sessions per second from one address, after STS_MAX_CONNECTIONS_PER_ADDRESS at once.",
+    )  # fmt: skip
     max_message_bytes: int = _variable(
         "STS_MAX_MESSAGE_BYTES", _integer(1_024, 2**30), 50 * 2**20, "Largest Socket.IO message."
     )
@@ -103,8 +183,20 @@ class Settings:
         "STS_SEND_QUEUE_BYTES", _integer(2**16, 2**32), 128 * 2**20,
         "What may wait to be sent to one worker; one that reads too slowly is disconnected, not buffered for.",
     )  # fmt: skip
-    drain_timeout_s: float = _variable(
-        "DRAIN_TIMEOUT_S", _seconds(0, 3_600), 30.0, "Time for fragments in flight to finish after SIGTERM."
+    max_packets_per_poll: int = _variable(
+        "STS_MAX_PACKETS_PER_POLL", _integer(1, 1_000), 16, "Packets in one answer to polling; Python clients take 16."
+    )
+    max_attachments: int = _variable(
+        "STS_MAX_ATTACHMENTS", _integer(0, 1_000), 10, "Binary attachments of one packet; JavaScript clients take 10."
+    )
+    attachments_timeout_s: float = _variable(
+        "STS_ATTACHMENTS_TIMEOUT_S", _seconds(0.1, 3_600), 10.0, "From a packet's text to its last attachment."
+    )
+    max_nesting: int = _variable(
+        "STS_MAX_NESTING", _integer(*NESTING), 100, "Depth of arrays and objects in a packet, its own array included."
+    )
+    max_ack_id_digits: int = _variable(
+        "STS_MAX_ACK_ID_DIGITS", _integer(1, 100), 20, "Digits of an acknowledgement's id."
     )
 
     # Processing
@@ -202,7 +294,13 @@ class Settings:
                 except ValueError as error:
                     shown = "a secret" if attribute.metadata["secret"] else repr(given[name])
                     raise ConfigError(f"{name}: {error}, got {shown}") from None
-        return cls(**values)
+        settings = cls(**values)
+        if (settings.tls_cert is None) != (settings.tls_key is None):
+            given_one, missing = (
+                ("STS_TLS_CERT", "STS_TLS_KEY") if settings.tls_cert else ("STS_TLS_KEY", "STS_TLS_CERT")
+            )
+            raise ConfigError(f"{missing}: must be set where {given_one} is")
+        return settings
 
     @property
     def separate_metrics_port(self) -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import orjson
 import pytest
 from attrs import fields
 
-from sts_trio.config import ConfigError, Settings, variable
+from sts_trio.config import NESTING, ConfigError, Settings, variable
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -42,6 +43,16 @@ def test_every_variable_is_read() -> None:
         ("FALLBACK_MODE", "beep"),
         ("LOG_LEVEL", "LOUD"),
         ("DRAIN_TIMEOUT_S", "nan"),
+        ("STS_HANDSHAKES_PER_S", "0"),
+        ("STS_MAX_NESTING", "201"),
+        ("STS_MAX_PACKETS_PER_POLL", "0"),
+        ("STS_CORS_ORIGINS", "example.org"),
+        ("STS_CORS_ORIGINS", "https://example.org/"),
+        ("STS_CORS_ORIGINS", "https://example.org,"),
+        ("STS_CORS_ORIGINS", "https://*.example.org"),
+        ("STS_CORS_ORIGINS", "*,https://example.org"),
+        ("STS_CORS_ORIGINS", "https://me@example.org"),
+        ("STS_CORS_ORIGINS", "null"),
         ("ASR_MODEL", " "),
         ("ASR_MODEL", "\udcff"),  # a byte that is no UTF-8
     ],
@@ -50,6 +61,38 @@ def test_a_variable_that_cannot_be_used_is_named(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(name)) as error:
         Settings.load({name: text})
     assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("*", ("*",)),
+        ("https://example.org", ("https://example.org",)),
+        ("http://localhost:3000, https://Example.org:443", ("http://localhost:3000", "https://example.org")),
+        ("http://example.org:443", ("http://example.org:443",)),
+        ("http://[::1]:80", ("http://[::1]",)),
+        ("capacitor://localhost", ("capacitor://localhost",)),
+    ],
+)
+def test_origins_are_read_as_browsers_write_them(text: str, origins: tuple[str, ...]) -> None:
+    assert Settings.load({"STS_CORS_ORIGINS": text}).cors_origins == origins
+
+
+def test_certificate_and_key_come_together() -> None:
+    settings = Settings.load({"STS_TLS_CERT": "a.pem", "STS_TLS_KEY": "b.pem"})
+    assert (settings.tls_cert, settings.tls_key) == ("a.pem", "b.pem")
+    with pytest.raises(ConfigError, match=r"^STS_TLS_KEY: must be set"):
+        Settings.load({"STS_TLS_CERT": "a.pem"})
+    with pytest.raises(ConfigError, match=r"^STS_TLS_CERT: must be set"):
+        Settings.load({"STS_TLS_KEY": "b.pem", "STS_TLS_CERT": ""})
+
+
+def test_the_deepest_packet_that_may_be_allowed_can_be_written() -> None:
+    deep: object = "end"
+    for _ in range(NESTING[1]):
+        deep = [deep]
+    assert orjson.loads(orjson.dumps(deep)) == deep
 
 
 def test_a_secret_is_never_shown() -> None:
@@ -80,4 +123,5 @@ def test_the_readme_lists_every_variable_with_its_default() -> None:
         row = next((line for line in table.splitlines() if line.startswith(f"| `{variable(attribute)}`")), None)
         assert row is not None, f"{variable(attribute)} is not in the README's table"
         default = attribute.default
-        assert f"`{default}`" in row or (default is None and "| none |" in row), row
+        assert f"`{default}`" in row or (default in (None, ()) and "| none |" in row), row
+        assert row.endswith(f" {attribute.metadata['meaning']} |")
