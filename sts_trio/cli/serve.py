@@ -34,7 +34,7 @@ def serve(profile: str | None) -> None:
     in_order, trouble = False, ""
     try:
         in_order = trio.run(app.serve, settings)
-    except* EngineUnavailable as unavailable:
+    except* (ConfigError, EngineUnavailable) as unavailable:
         trouble = first_error(unavailable)
     except* OSError as unusable:
         trouble = f"cannot start on STS_HOST={settings.host}, STS_PORT={settings.port}: {first_error(unusable)}"

@@ -14,6 +14,7 @@ nobody ever waits for one that is gone.
 from __future__ import annotations
 
 import signal
+import ssl
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ import structlog
 import trio
 from attrs import define, field
 
+from protocol.socketio import Limits
+
 from .. import __version__
 from ..config import Settings
 from ..engines.suite import EngineSuite, Models, threads_needed
@@ -29,14 +32,19 @@ from ..observe.gpu import sample_gpu
 from ..observe.metrics import Metrics
 from ..offload import Offload, thread_offload
 from ..stream.session import Identity
+from .admission import Admission, AdmissionLimits
 from .connection import ConnectionSettings
 from .door import Door
+from .engine import EngineService
 from .gateway import Gateway
-from .http import Health, Status, create_app, operations, socketio
+from .http import Health, Status, operations
+from .sockets import SocketService, SocketSettings
+from .tls import server_context
 
 log = structlog.get_logger(__name__)
 
 GPU_SAMPLE_INTERVAL_S = 2.0
+SOCKETIO_PATH = "/socket.io/"
 
 Listeners = Sequence[trio.abc.Listener[trio.SocketStream]]
 
@@ -72,10 +80,12 @@ class Server:
         """Listen, load the models, report the port when healthy, serve until `stop` and drain.
 
         Raises:
+            ConfigError: the certificate or its key cannot be used.
             EngineUnavailable: a model cannot be loaded.
             OSError: the port is taken.
         """
         settings = self.settings
+        tls = server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         self._started_at = trio.current_time()
         offload = self.offload or thread_offload(threads_needed(settings))
         engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
@@ -92,44 +102,53 @@ class Server:
                         identity=self.identity,
                         sessions=sessions,
                     )
-                    door = await self._open_doors(connections, listeners, gateway)
-                    log.info("listening", host=settings.host, port=self.port)
+                    engine = await self._open_doors(connections, listeners, gateway, tls)
+                    log.info("listening", host=settings.host, port=self.port, tls=tls is not None)
                     await pools.start(engines.run)
                     gateway.open()
                     self.status = Status.HEALTHY
                     log.info("healthy", engines=self._engine_names(), port=self.port)
                     task_status.started(self.port)
                     await self.stop.wait()
-                    await self._drain(gateway, door)
+                    await self._drain(gateway, engine)
                     sessions.cancel_scope.cancel()
-                await door.disconnect_workers()
+                await engine.disconnect_all()
                 connections.cancel_scope.cancel()
             pools.cancel_scope.cancel()
         log.info("stopped")
 
-    async def _open_doors(self, connections: trio.Nursery, listeners: Listeners, gateway: Gateway) -> Door:
+    async def _open_doors(
+        self, connections: trio.Nursery, listeners: Listeners, gateway: Gateway, tls: ssl.SSLContext | None
+    ) -> EngineService:
         settings = self.settings
         pages = operations(self._health, self.metrics)
         other_port = settings.separate_metrics_port
-        app = create_app([*socketio(), *([] if other_port is not None else pages)])
+        admission = Admission(
+            AdmissionLimits(
+                connections=settings.max_connections,
+                connections_per_address=settings.max_connections_per_address,
+                handshakes_per_s=settings.handshakes_per_s,
+            )
+        )
+        engine = create_engine(gateway, settings, self.metrics, admission)
+        await connections.start(engine.run)
         door = Door(
-            app,
-            gateway,
+            [] if other_port is not None else pages,
+            {SOCKETIO_PATH: engine},
             metrics=self.metrics,
-            settings=ConnectionSettings(
-                max_message_bytes=settings.max_message_bytes, send_queue_bytes=settings.send_queue_bytes
-            ),
+            admission=admission,
+            tls=tls,
         )
         await connections.start(door.serve, listeners)
         if other_port is not None:
-            side_door = Door(create_app(pages), None, metrics=self.metrics)
+            side_door = Door(pages, {}, metrics=self.metrics)
             await connections.start(side_door.serve, await trio.open_tcp_listeners(other_port, host=settings.host))
-        return door
+        return engine
 
-    async def _drain(self, gateway: Gateway, door: Door) -> None:
+    async def _drain(self, gateway: Gateway, engine: EngineService) -> None:
         log.info("draining", streams=gateway.active_streams, within_s=self.settings.drain_timeout_s)
         self.status = Status.DRAINING
-        door.drain()
+        engine.drain()
         with trio.move_on_after(self.settings.drain_timeout_s) as scope:
             await gateway.drain()
         if scope.cancelled_caught:
@@ -153,6 +172,41 @@ class Server:
         }
 
 
+def create_engine(gateway: Gateway, settings: Settings, metrics: Metrics, admission: Admission) -> EngineService:
+    """Socket.IO for the gateway, as it is configured."""
+    sockets = SocketService(
+        gateway,
+        SocketSettings(
+            limits=Limits(
+                packet_bytes=settings.max_message_bytes,
+                attachments=settings.max_attachments,
+                nesting=settings.max_nesting,
+                ack_id_digits=settings.max_ack_id_digits,
+            ),
+            max_message_bytes=settings.max_message_bytes,
+            connect_timeout_s=settings.connect_timeout_s,
+            attachments_timeout_s=settings.attachments_timeout_s,
+            recovery_s=settings.recovery_s,
+            recovery_bytes=settings.recovery_bytes,
+            recovery_clients=settings.max_connections,
+        ),
+    )
+    return EngineService(
+        sockets,
+        settings=ConnectionSettings(
+            max_message_bytes=settings.max_message_bytes,
+            send_queue_bytes=settings.send_queue_bytes,
+            packets_per_poll=settings.max_packets_per_poll,
+            ping_interval_s=settings.ping_interval_s,
+            ping_timeout_s=settings.ping_timeout_s,
+            upgrade_timeout_s=settings.upgrade_timeout_s,
+        ),
+        metrics=metrics,
+        admission=admission,
+        origins=settings.cors_origins,
+    )
+
+
 async def serve(settings: Settings) -> bool:
     """Run a server until SIGTERM or SIGINT, then drain it. A second signal, or one while it starts, ends it at once.
 
@@ -160,6 +214,7 @@ async def serve(settings: Settings) -> bool:
         Whether it stopped in order.
 
     Raises:
+        ConfigError: the certificate or its key cannot be used.
         EngineUnavailable: a model cannot run here.
         OSError: the port is taken.
     """

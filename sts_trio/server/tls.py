@@ -35,7 +35,7 @@ CERTIFICATE: Final = "STS_TLS_CERT"
 KEY: Final = "STS_TLS_KEY"
 
 
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+def server_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
     """TLS 1.2 or later for HTTP/1.1, from two PEM files: the certificate with its chain, and its key.
 
     Raises:
@@ -72,9 +72,9 @@ def _no_password() -> str:
     raise _Encrypted
 
 
-def _read_pem(variable: str, path: Path, label: str) -> str:
+def _read_pem(variable: str, path: str | Path, label: str) -> str:
     try:
-        text = path.read_bytes().decode("ascii", errors="replace")
+        text = Path(path).read_bytes().decode("ascii", errors="replace")
     except OSError as error:
         raise ConfigError(f"{variable}: cannot read {path}: {error.strerror}") from None
     if not re.search(rf"^-----BEGIN (?:[A-Z]+ )*{label}-----", text, re.MULTILINE):

@@ -50,13 +50,14 @@ def server_process(log: Path, **environment: str) -> Iterator[ServerProcess]:
 
     Args:
         log: file that takes what the server writes.
-        environment: variables to set for it.
+        environment: variables to set for it; with TLS, a METRICS_PORT too, which is asked whether it is healthy.
 
     Raises:
         ServerProcessError
     """
     port = free_port()
     here = {"STS_HOST": "127.0.0.1", "STS_PORT": str(port), "METRICS_PORT": ""}
+    health = f"http://127.0.0.1:{environment.get('METRICS_PORT') or port}/health"
     with log.open("wb") as lines:
         process = subprocess.Popen(
             [sys.executable, "-m", "sts_trio", "serve", "--profile", "embedded"],
@@ -66,7 +67,7 @@ def server_process(log: Path, **environment: str) -> Iterator[ServerProcess]:
         )
         try:
             server = ServerProcess(process, port)
-            _wait_until_healthy(server, log)
+            _wait_until_healthy(process, health, log)
             yield server
             process.send_signal(signal.SIGTERM)
             if (code := process.wait(STOP_TIMEOUT_S)) != 0:
@@ -76,14 +77,14 @@ def server_process(log: Path, **environment: str) -> Iterator[ServerProcess]:
             process.wait()
 
 
-def _wait_until_healthy(server: ServerProcess, log: Path) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
     give_up = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up:
-        if server.process.poll() is not None:
+        if process.poll() is not None:
             raise ServerProcessError(f"the server did not start:\n{log.read_text(errors='replace')[-2_000:]}")
         try:
-            with direct.open(f"{server.url}/health", timeout=2) as answer:
+            with direct.open(health, timeout=2) as answer:
                 if answer.status == 200:
                     return
         except OSError:  # URLError is one

@@ -36,7 +36,7 @@ from .test_door import HEALTH, WORKER, Nobody, refused
 
 @frozen
 class Identity:
-    """A server's certificate for "localhost" in files, and clients that trust it."""
+    """A server's certificate for this machine in files, and clients that trust it."""
 
     certificate: Path
     key: Path
@@ -55,7 +55,7 @@ class Identity:
     @classmethod
     def make(cls, folder: Path) -> Identity:
         authority = trustme.CA()
-        issued = authority.issue_cert("localhost")
+        issued = authority.issue_cert("localhost", "127.0.0.1")
         certificate, key = folder / "certificate.pem", folder / "key.pem"
         certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         key.write_bytes(issued.private_key_pem.bytes())
@@ -309,6 +309,8 @@ async def test_closing_sends_close_notify_and_waits_for_the_client(
             await client.send_all(b"still talking")
             assert await client.receive_some() == b"answer"
             assert await client.receive_some() == b""
+            assert await client.transport_stream.receive_some() == b""  # TCP's half, for clients that look there
+            assert trio.current_time() == LINGER_S / 2
         assert end.closed.is_set()
         assert trio.current_time() == LINGER_S
 
