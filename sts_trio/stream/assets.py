@@ -14,6 +14,7 @@ from protocol.dubbing import Audio, FragmentData, FragmentError
 from protocol.errors import ErrorCode, Stage
 
 from ..engines.base import Samples, Segment
+from .order import Turn
 
 
 class AssetStatus(StrEnum):
@@ -80,7 +81,7 @@ class Fragment:
     """One accepted fragment on its way through the pipeline.
 
     Attributes:
-        late: a retry whose number has passed: its result leaves when it is ready.
+        turn: when its result leaves.
         accepted_at, started_at, finished_at, deadline: trio's clock, in seconds. The deadline starts when processing
             does. What has not happened yet is infinite.
         token: on whose behalf one of the stream's tokens was taken.
@@ -92,7 +93,7 @@ class Fragment:
     """
 
     data: FragmentData
-    late: bool
+    turn: Turn
     accepted_at: float
     deadline: float = float("inf")
     started_at: float = float("inf")
@@ -115,6 +116,11 @@ class Fragment:
     @property
     def number(self) -> int:
         return self.data.sequence_number
+
+    @property
+    def late(self) -> bool:
+        """Whether its number has passed: its result leaves when it is ready."""
+        return self.turn is not Turn.IN_ORDER
 
     @property
     def slot_ms(self) -> int:

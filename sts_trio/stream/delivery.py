@@ -18,7 +18,7 @@ from protocol.dubbing import ErrorEvent, FragmentProcessed, ServerEvent, Severit
 from protocol.errors import ErrorCode
 
 from .assets import Fragment
-from .order import ResultOrder
+from .order import ResultOrder, Turn
 from .reporting import Reporter
 from .results import ResultBuffer
 from .statistics import StreamStatistics
@@ -106,11 +106,11 @@ class Delivery:
 
     # ---------------------------------------------------------------- fragments
 
-    def admit(self, fragment_id: str, number: int) -> bool:
-        """Take a number in; True where it is late. See `ResultOrder.admit`, also for what it raises."""
-        late = self._order.admit(fragment_id, number)
+    def admit(self, fragment_id: str, number: int) -> Turn:
+        """Take a number in. See `ResultOrder.admit`, also for what it raises."""
+        turn = self._order.admit(fragment_id, number)
         self._watch_gap()
-        return late
+        return turn
 
     def pass_over(self, fragment_id: str, number: int) -> None:
         """A fragment was refused: its number holds nobody up any more."""
@@ -143,7 +143,7 @@ class Delivery:
         result = self._report.result(fragment)
         if fragment.error is not None and fragment.error.retryable:
             self._order.allow_retry(fragment.id, fragment.number)
-        if not fragment.late:
+        if fragment.turn is not Turn.AGAIN:
             self.statistics.add(result, fragment.slot_ms, fragment.busy_ms)
         self._results.keep(result)
         if self._unsent and self._results.get(result.fragment_id) is not None:

@@ -14,6 +14,7 @@ Memory is bounded by what is in flight, plus `MAX_RETRYABLE` numbers that may co
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final, Generic, TypeVar
 
 from attrs import define, field
@@ -29,6 +30,14 @@ MAX_LISTED: Final = 100
 """Missing numbers listed in a warning; a worker that jumps by a billion must not make us list a billion."""
 
 
+class Turn(Enum):
+    """When an admitted fragment's result leaves."""
+
+    IN_ORDER = auto()
+    LATE = auto()  # when it is ready: its number has passed, without a result
+    AGAIN = auto()  # likewise, but what passed was a result, a failure
+
+
 @define
 class ResultOrder(Generic[T]):
     """Which results may leave now. `T` is whatever stands for a finished fragment.
@@ -40,15 +49,16 @@ class ResultOrder(Generic[T]):
     next_number: int | None = field(default=None, init=False)
     _open: dict[int, str] = field(factory=dict, init=False)  # accepted, not left: number -> fragment_id
     _parked: dict[int, T] = field(factory=dict, init=False)  # of these, the finished ones
-    _retryable: dict[int, str] = field(factory=dict, init=False)  # refused, or failed for now: number -> fragment_id
+    _retryable: dict[int, tuple[str, Turn]] = field(factory=dict, init=False)
+    # refused, or failed for now: number -> fragment_id, and what it is when its number has passed
 
     @property
     def longest_parked(self) -> T | None:
         """Of the finished results that wait, the one that has waited longest."""
         return next(iter(self._parked.values()), None)
 
-    def admit(self, fragment_id: str, number: int) -> bool:
-        """Take a fragment in; True where it is late, so that its result leaves when it is ready, outside the order.
+    def admit(self, fragment_id: str, number: int) -> Turn:
+        """Take a fragment in, and say when its result leaves.
 
         Raises:
             PayloadError: `INVALID_SEQUENCE`: the number was passed, or another fragment uses it.
@@ -56,15 +66,16 @@ class ResultOrder(Generic[T]):
         if self.next_number is None:
             self.next_number = number
         if number < self.next_number:
-            if self._retryable.get(number) != fragment_id:
+            retryable_id, turn = self._retryable.get(number, (None, Turn.LATE))
+            if retryable_id != fragment_id:
                 raise _invalid(f"{number} has passed, the next one is {self.next_number}")
             del self._retryable[number]
-            return True
+            return turn
         if number in self._open:
             raise _invalid(f"{number} is used by fragment {self._open[number]}")
         self._retryable.pop(number, None)
         self._open[number] = fragment_id
-        return False
+        return Turn.IN_ORDER
 
     def pass_over(self, fragment_id: str, number: int) -> None:
         """A fragment was refused: its number holds nobody up, and it may be sent again.
@@ -72,11 +83,14 @@ class ResultOrder(Generic[T]):
         A refusal changes nothing about a number that has passed, or that another fragment uses.
         """
         if number not in self._open and (self.next_number is None or number >= self.next_number):
-            self.allow_retry(fragment_id, number)
+            self._allow(fragment_id, number, Turn.LATE)
 
     def allow_retry(self, fragment_id: str, number: int) -> None:
         """A fragment's result was a failure that may pass: it may be sent again."""
-        self._retryable[number] = fragment_id
+        self._allow(fragment_id, number, Turn.AGAIN)
+
+    def _allow(self, fragment_id: str, number: int, turn: Turn) -> None:
+        self._retryable[number] = (fragment_id, turn)
         if len(self._retryable) > MAX_RETRYABLE:
             del self._retryable[next(iter(self._retryable))]
 

@@ -244,8 +244,8 @@ class StreamSession:
             raise PayloadError(
                 ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{self.in_flight} fragments are in flight: send it again later"
             )
-        late = self._delivery.admit(data.fragment_id, data.sequence_number)
-        fragment = Fragment(data, late=late, accepted_at=trio.current_time())
+        turn = self._delivery.admit(data.fragment_id, data.sequence_number)
+        fragment = Fragment(data, turn, accepted_at=trio.current_time())
         self._accepted[fragment.id] = fragment
         self._arrivals += 1
         heapq.heappush(self._waiting, (fragment.number, self._arrivals, fragment))

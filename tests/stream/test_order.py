@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from protocol.errors import ErrorCode, PayloadError
-from sts_trio.stream.order import MAX_LISTED, MAX_RETRYABLE, ResultOrder
+from sts_trio.stream.order import MAX_LISTED, MAX_RETRYABLE, ResultOrder, Turn
 
 
 def admitted(*numbers: int) -> ResultOrder[int]:
     order: ResultOrder[int] = ResultOrder()
     for number in numbers:
-        assert order.admit(f"f{number}", number) is False
+        assert order.admit(f"f{number}", number) is Turn.IN_ORDER
     return order
 
 
@@ -91,7 +91,7 @@ def test_a_refused_number_holds_nobody_up() -> None:
 def test_a_refused_fragment_sent_again_before_its_turn_takes_its_place() -> None:
     order = admitted(0, 2)
     order.pass_over("f1", 1)
-    assert order.admit("f1", 1) is False
+    assert order.admit("f1", 1) is Turn.IN_ORDER
     assert finish(order, 0, 2) == [0]
     assert finish(order, 1) == [1, 2]
 
@@ -100,7 +100,7 @@ def test_a_refused_fragment_sent_again_after_its_turn_is_late() -> None:
     order = admitted(0, 2)
     order.pass_over("f1", 1)
     finish(order, 0, 2)
-    assert order.admit("f1", 1) is True
+    assert order.admit("f1", 1) is Turn.LATE
 
 
 def test_a_late_retry_is_for_the_same_fragment_and_once() -> None:
@@ -109,7 +109,7 @@ def test_a_late_retry_is_for_the_same_fragment_and_once() -> None:
     order.allow_retry("f0", 0)
     with pytest.raises(PayloadError):
         order.admit("other", 0)
-    assert order.admit("f0", 0) is True
+    assert order.admit("f0", 0) is Turn.AGAIN
     with pytest.raises(PayloadError):
         order.admit("f0", 0)
 
@@ -139,7 +139,7 @@ def test_a_refusal_of_another_fragment_does_not_take_the_right_to_a_retry() -> N
     finish(order, 0)
     order.allow_retry("f0", 0)
     order.pass_over("other", 0)
-    assert order.admit("f0", 0) is True
+    assert order.admit("f0", 0) is Turn.AGAIN
 
 
 def test_a_jump_by_a_billion_lists_no_billion_numbers() -> None:
@@ -172,12 +172,13 @@ class Orders(RuleBasedStateMachine):
     @rule(number=numbers)
     def send(self, number: int) -> None:
         try:
-            late = self.order.admit(f"f{number}", number)
+            turn = self.order.admit(f"f{number}", number)
         except PayloadError:
             return
         assert number not in self.admitted  # nothing here fails, so nothing that was taken may come again
-        if late:
+        if turn is not Turn.IN_ORDER:
             assert number in self.refused
+            assert turn is Turn.LATE
         else:
             self.running.add(number)
             self.admitted.append(number)

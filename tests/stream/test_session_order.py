@@ -127,6 +127,9 @@ async def test_a_refused_number_holds_nobody_up_and_its_retry_is_late(autojump_c
         await send(worker, 1)
         late = (await worker.wait_for("fragment:processed", 3))[-1]
         assert (late["sequence_number"], late["metadata"]["late"]) == (1, True)
+        await worker.say("stream:end", {"stream_id": "s"})
+        (complete,) = await worker.wait_for("stream:complete")
+        assert complete["total_fragments"] == complete["success_count"] == 3  # it had no result before
 
 
 # ---------------------------------------------------------------- the same fragment again
