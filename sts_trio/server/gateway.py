@@ -179,7 +179,7 @@ class Gateway:
                 ErrorCode.TOO_MANY_STREAMS,
                 f"all {self._settings.max_concurrent_streams} streams of this server are taken",
             )
-        if old is not None:
+        if old is not None and not old.session.is_gone:
             log.info("stream_replaced", stream_id=init.stream_id, session_id=old.session.session_id)
             old.session.cancel()
             if (

@@ -193,8 +193,8 @@ class StreamSession:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was cancelled, or its grace has passed: it takes nothing and nobody any more."""
-        return self._scope.cancel_called
+        """Whether it has completed, was cancelled, or its grace has passed: it takes nothing and nobody any more."""
+        return self.state is SessionState.ENDED or self._scope.cancel_called
 
     def abandon(self, code: ErrorCode, reason: str) -> None:
         """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream."""
@@ -310,6 +310,7 @@ class StreamSession:
                     await self._process()
                     await self._delivery.caught_up()
                     self._delivery.complete()
+                    self.state = SessionState.ENDED
                     catching_up.cancel_scope.cancel()
             completed = not self._scope.cancelled_caught
             log.info("stream_ended", stream_id=self.stream_id, completed=completed)

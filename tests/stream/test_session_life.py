@@ -186,6 +186,37 @@ async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: Moc
         assert numbers(back) == [2]
 
 
+async def test_a_stream_that_has_just_completed_is_not_taken_over(autojump_clock: MockClock) -> None:
+    outcomes = set()
+    for ticks in range(50):  # around the very moment
+        async with memory_server() as server:
+            old, new = await opened(server), server.worker("new")
+            await send(old, 0)
+            await old.wait_for("fragment:processed")
+            await old.say("stream:end", {"stream_id": "s"})
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            session_id = old.got("stream:ready")[0]["session_id"]
+            answer = await new.say("stream:init", stream_init(resume={"session_id": session_id}))
+            await trio.sleep(1)
+            events = [event for _, event, _ in new.received]
+            outcomes.add(answer.get("code", "resumed"))
+            assert events in (["stream:ready", "fragment:processed", "stream:complete"], ["error"]), ticks
+    assert outcomes == {"resumed", "STREAM_NOT_FOUND"}
+
+
+async def test_a_worker_whose_stream_has_completed_is_not_told_of_the_next_one(autojump_clock: MockClock) -> None:
+    for ticks in range(50):
+        async with memory_server() as server:
+            old, new = await opened(server), server.worker("new")
+            await old.say("stream:end", {"stream_id": "s"})
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            await new.say("stream:init", stream_init())
+            await trio.sleep(1)
+            assert len(old.got("stream:complete")) + len(old.got("error")) == 1, ticks
+
+
 async def test_a_late_retry_is_sent_again_whatever_the_worker_says_it_has(autojump_clock: MockClock) -> None:
     steps = iter([Step(EngineFailure(ErrorCode.GPU_OOM, "full")), Step(Transcript("hello")), Step(Transcript("hello"))])
     async with memory_server(scripted_models(ScriptedAsr(script=lambda _: next(steps)))) as server:
