@@ -145,6 +145,7 @@ class Pool(Generic[Req, Res]):
                 batch = await self._next_batch()
                 with self._busy_slots.track_inprogress():
                     await self._answer(instance, batch)
+                del batch  # a minute of audio can be large, and the next request be long in coming
 
     async def _next_batch(self) -> list[_Ticket[Req, Res]]:
         while not self._queue:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from attrs import define, field, frozen
+import numpy as np
+from attrs import define, evolve, field, frozen
 
 from protocol.dubbing import Audio, FragmentData, FragmentError
 from protocol.errors import ErrorCode, Stage
@@ -157,3 +158,10 @@ class Fragment:
         """Record why no dubbed audio will come of it; the first reason stands."""
         if self.error is None:
             self.error = FragmentError(code, message, stage, code.retryable)
+
+    def shed(self) -> None:
+        """Let go of all audio that its result has no need of: the result may wait long for an earlier number."""
+        self.data = evolve(self.data, audio=evolve(self.data.audio, data=b""))
+        self.original = self.speech = None
+        if self.audio is not None:
+            self.audio = evolve(self.audio, samples=np.zeros(0, np.float32))

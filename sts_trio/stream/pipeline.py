@@ -89,8 +89,10 @@ class Pipeline:
             with bound_contextvars(fragment_id=fragment.id, sequence_number=fragment.number):
                 if fragment.error is None:
                     await self._perform(step, fragment)
-                if step.stage is Stage.ENCODE and fragment.error is not None:
-                    await self._fall_back(fragment)
+                if step.stage is Stage.ENCODE:
+                    if fragment.error is not None:
+                        await self._fall_back(fragment)
+                    fragment.shed()
             await outbox.send(fragment)
 
     async def _perform(self, step: _Step, fragment: Fragment) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -244,3 +246,19 @@ async def test_a_blocking_call_in_a_thread_stops_at_its_next_check() -> None:
         await started.wait()
         nursery.cancel_scope.cancel()
     assert ended == ["cancelled"]
+
+
+async def test_an_idle_slot_keeps_nothing_of_what_it_did(autojump_clock: trio.testing.MockClock) -> None:
+    class Request(str):  # a plain one cannot be watched
+        pass
+
+    engine = takes(1)
+    async with running(engine) as pool:
+        request = Request("a")
+        watched = weakref.ref(request)
+        await pool.submit(request, stream="s")
+        del request
+        engine.requests.clear()
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        assert watched() is None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
+from protocol.dubbing import Audio, FragmentData, payload
 from protocol.errors import ErrorCode
 from sts_trio.config import Settings
 from sts_trio.engines.base import EngineFailure, Transcript, Translation, TranslationRequest
@@ -79,6 +83,32 @@ async def test_a_missing_number_is_waited_for_and_then_given_up(autojump_clock: 
         assert worker.times("error") == [4]
         await send(worker, 1)
         assert worker.got("error")[1]["code"] == "INVALID_SEQUENCE"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_what_waits_for_a_missing_number_holds_its_result_and_no_more(
+    broken: bool, autojump_clock: MockClock
+) -> None:
+    def ten_seconds(number: int) -> dict[str, Any]:
+        rate = 96_000
+        audio = Audio("wav" if broken else "pcm_s16le", rate, 1, 10_000, bytes(10 * 2 * rate))
+        return payload(FragmentData(f"f{number}", "s", number, 0, audio))
+
+    async with memory_server() as server:
+        worker = await opened(server)
+        await worker.say("fragment:data", ten_seconds(0))
+        await worker.wait_for("fragment:processed")
+        tracemalloc.start()
+        try:
+            for number in range(2, 6):
+                await worker.say("fragment:data", ten_seconds(number))
+                await trio.sleep(0.1)
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert numbers(worker) == [0]
+        # Of the 2 MB that came, and more on the way, a result has 160 kB in the stream's own kind of audio.
+        assert held_bytes < 4 * 300_000
 
 
 async def test_a_missing_number_that_comes_in_time_stops_the_clock(autojump_clock: MockClock) -> None:
