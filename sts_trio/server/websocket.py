@@ -94,7 +94,9 @@ class AcceptedStream(trio.abc.HalfCloseableStream):
         await self._transport.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        await self._transport.send_eof()
+        """Say that no more comes, within `LINGER_S`: over TLS that is a message, too, and may find no reader."""
+        with trio.move_on_after(LINGER_S):
+            await self._transport.send_eof()
 
     async def aclose(self) -> None:
         """Close so that what we sent arrives.
