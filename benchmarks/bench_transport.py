@@ -50,24 +50,33 @@ class OrJson:
 async def serve_ours() -> None:
     from protocol.engineio import CloseReason
     from sts_trio.observe.metrics import Metrics
-    from sts_trio.server.connection import Peer, Refusal
+    from sts_trio.server.admission import Admission
+    from sts_trio.server.connection import ConnectionSettings
     from sts_trio.server.door import Door
-    from sts_trio.server.http import create_app
+    from sts_trio.server.engine import EngineService
+    from sts_trio.server.sockets import Peer, Refusal, SocketService
 
     class Echo:
         def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
             return None
 
-        async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
+        def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
+            pass
+
+        def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
             peer.emit("echo", args[0])
-            return None
+            return ()
 
         def disconnected(self, peer: Peer, reason: CloseReason) -> None:
             pass
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     announce(listeners[0].socket.getsockname()[1])
-    await Door(create_app([]), Echo(), metrics=Metrics()).serve(listeners)
+    metrics = Metrics()
+    engine = EngineService(SocketService(Echo()), settings=ConnectionSettings(), metrics=metrics, admission=Admission())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        await Door([], {"/socket.io/": engine}, metrics=metrics).serve(listeners)
 
 
 def python_socketio(mode: str, json: Any) -> socketio.AsyncServer:

@@ -3,8 +3,9 @@
 Bytes and text go in, events come out. Nothing here sleeps, reads a clock or touches a socket, so every rule can be
 tested by calling it, and any event loop can carry it. From the transport upwards:
 
-    engineio   frames <-> messages: handshake, heartbeat, closing
-    packets    messages <-> Socket.IO packets: JSON and binary attachments
-    socketio   packets <-> namespaces, events, acknowledgements
+    engineio   frames and HTTP bodies <-> messages: handshake, heartbeat, upgrade, closing
+    socketio   messages <-> namespaces, events, acknowledgements, attachments, recovery
     dubbing    events <-> the contract's classes
+
+`engineio` and `socketio` know nothing of dubbing, and `engineio` nothing of `socketio`.
 """

@@ -57,5 +57,6 @@ def test_every_limit_of_a_packet_is_told() -> None:
         (row,) = [row for row in ROWS if row[0].startswith(f"`{configured.get(attribute.name, attribute.name)}`")]
         if attribute.name != "packet_bytes":
             assert numbers(row[1]) == [attribute.default], row
-    (row,) = [row for row in ROWS if row[0].startswith("`flush_timeout_s`")]
-    assert numbers(row[1]) == [fields(ConnectionSettings).flush_timeout_s.default]
+    for name in ("flush_timeout_s", "stranger_message_bytes"):
+        (row,) = [row for row in ROWS if row[0].startswith(f"`{name}`")]
+        assert numbers(row[1]) == [getattr(fields(ConnectionSettings), name).default]

@@ -2,7 +2,7 @@
 
 One nursery owns the connection's three tasks. The *reader* turns frames into events and waits whenever nobody takes
 them. The *writer* is the only task that sends: a send that is cancelled halfway would leave a broken frame behind. The
-*heartbeat* answers the server's pings, and gives up when they stop.
+*timer* gives up when the server's pings stop.
 
 Nothing is buffered here: whoever calls `send` waits for the writer, and the reader waits for whoever calls `receive`.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -22,10 +21,18 @@ import wsproto
 from attrs import frozen
 
 from protocol.dubbing import SERVER_EVENTS, ServerEvent, WorkerEvent, parse, payload
-from protocol.engineio import ClientConnection, Closed, CloseReason, Frame, MessageReceived, Opened, PingReceived
+from protocol.engineio import ClientConnection, Closed, CloseReason, MessageReceived, Opened
 from protocol.errors import ErrorCode, PayloadError
-from protocol.socketio import ClientSocket, Connected, ConnectRefused, Disconnected, EventReceived, SocketError
-from protocol.socketio import Event as SocketEvent
+from protocol.socketio import (
+    ClientSocket,
+    Connected,
+    ConnectRefused,
+    Disconnected,
+    EventReceived,
+    Message,
+    SocketError,
+)
+from protocol.socketio.client import Event as SocketEvent
 
 from .newer import in_known_words
 
@@ -169,9 +176,10 @@ class Connection:
         self._open_stream = open_stream or address.open_stream
         self._engine = ClientConnection(trio.current_time(), CONNECT_TIMEOUT_S)
         self._socket = ClientSocket()
-        self._to_writer, self._outgoing = trio.open_memory_channel[list[Frame]](0)
+        self._sending = trio.StrictFIFOLock()
+        self._changes = trio.lowlevel.ParkingLot()  # whoever waits for something to send, or for it to be sent
+        self._timer = trio.CancelScope()
         self._from_reader, self._incoming = trio.open_memory_channel[ServerEvent](0)
-        self._to_heartbeat, self._pongs = trio.open_memory_channel[Frame](1)
         self._tasks = trio.CancelScope()
         self._lost: ConnectionLost | None = None
         self._ended = trio.Event()
@@ -226,7 +234,6 @@ class Connection:
                 self._raise_refusal(group)
         finally:
             self._lose("it was closed")
-            self._outgoing.close()
             self._from_reader.close()
             self._ended.set()
 
@@ -248,13 +255,11 @@ class Connection:
         Raises:
             ConnectionLost: it cannot be sent any more.
         """
-        if self._lost is None:
-            frames = [self._engine.send(message) for message in self._socket.emit("/", event.event, payload(event))]
-            try:
-                return await self._to_writer.send(frames)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-        raise self._why()
+        async with self._sending:
+            await self._all_sent()
+            if self._lost is not None:
+                raise self._lost
+            self._queue(self._socket.emit("/", event.event, payload(event)))
 
     async def receive(self) -> ServerEvent:
         """The server's next event.
@@ -269,14 +274,12 @@ class Connection:
 
     async def close(self) -> None:
         """Leave politely, in a bounded time; `run` has returned when this does."""
-        if self._lost is None and self._socket.is_joined("/"):
-            goodbye = [self._engine.send(message) for message in self._socket.disconnect("/")]
-            with trio.move_on_after(_CLOSE_TIMEOUT_S):
-                try:
-                    await self._to_writer.send(goodbye)
-                    await self._to_writer.send([])  # taken only when the goodbye has left
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
+        with trio.move_on_after(_CLOSE_TIMEOUT_S):
+            async with self._sending:
+                await self._all_sent()
+                if self._lost is None and self._socket.is_joined("/"):
+                    self._queue(self._socket.disconnect("/"))
+                    await self._all_sent()
         self._lose("it was closed")
         await self._ended.wait()
 
@@ -288,10 +291,7 @@ class Connection:
             for event in await self._receive(websocket):
                 match event:
                     case Opened():
-                        for message in self._socket.connect("/", self._auth):
-                            await websocket.send_message(self._engine.send(message))
-                    case PingReceived():
-                        await websocket.send_message(event.pong)
+                        self._queue(self._socket.connect("/", self._auth))
                     case Connected():
                         return
                     case ConnectRefused():
@@ -299,13 +299,14 @@ class Connection:
                         raise DubbingRefused(str(data.get("code", "refused")), event.message)
                     case Closed():
                         raise ServerUnreachable(self._address.url, event.detail or event.reason)
+            await self._send_queued(websocket)
 
     async def _carry(self, websocket: trio_websocket.WebSocketConnection) -> None:
         with self._tasks:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, websocket)
                 nursery.start_soon(self._write, websocket)
-                nursery.start_soon(self._keep_alive)
+                nursery.start_soon(self._keep_time)
 
     async def _read(self, websocket: trio_websocket.WebSocketConnection) -> None:
         try:
@@ -315,9 +316,6 @@ class Connection:
                         case EventReceived(name=str(name), args=args) if name in SERVER_EVENTS:
                             if (known := in_known_words(name, args)) is not None:
                                 await self._from_reader.send(parse(SERVER_EVENTS[name], known))
-                        case PingReceived():
-                            with suppress(trio.WouldBlock):  # one pong is on its way and answers this ping too
-                                self._to_heartbeat.send_nowait(event.pong)
                         case Closed():
                             return self._lose(event.detail or event.reason)
                         case Disconnected():
@@ -327,11 +325,9 @@ class Connection:
         except PayloadError as error:
             self._lose(f"the server breaks the contract: {error}", retryable=False)
 
-    async def _receive(
-        self, websocket: trio_websocket.WebSocketConnection
-    ) -> list[Opened | PingReceived | Closed | SocketEvent]:
+    async def _receive(self, websocket: trio_websocket.WebSocketConnection) -> list[Opened | Closed | SocketEvent]:
         """What the next frame means; a broken rule is a `Closed`."""
-        events: list[Opened | PingReceived | Closed | SocketEvent] = []
+        events: list[Opened | Closed | SocketEvent] = []
         for event in self._engine.receive(await websocket.get_message(), trio.current_time()):
             if isinstance(event, MessageReceived):
                 try:
@@ -340,26 +336,43 @@ class Connection:
                     events.append(Closed(CloseReason.PARSE_ERROR, str(error)))
             else:
                 events.append(event)
+        self._changed()  # a pong may be to be sent
         return events
 
     async def _write(self, websocket: trio_websocket.WebSocketConnection) -> None:
         try:
-            async for frames in self._outgoing:
-                for frame in frames:
-                    await websocket.send_message(frame)
+            while True:
+                await self._send_queued(websocket)
+                await self._changes.park()
         except trio_websocket.ConnectionClosed:
             self._lose(CloseReason.TRANSPORT_CLOSE)
 
-    async def _keep_alive(self) -> None:
+    async def _send_queued(self, websocket: trio_websocket.WebSocketConnection) -> None:
+        while (frame := self._engine.next_frame()) is not None:
+            await websocket.send_message(frame)
+            self._engine.frame_sent(trio.current_time())
+            self._changes.unpark_all()
+
+    async def _keep_time(self) -> None:
         while self._engine.closed is None:
-            pong: Frame | None = None
-            with trio.move_on_at(self._engine.deadline):
-                pong = await self._pongs.receive()
-            if pong is not None:
-                with trio.move_on_at(self._engine.deadline):  # a later one: the ping has moved it
-                    await self._to_writer.send([pong])
+            with trio.CancelScope(deadline=self._engine.deadline) as self._timer:
+                await trio.sleep_forever()
             self._engine.tick(trio.current_time())
-        self._lose(self._engine.closed)
+        self._lose(self._engine.closed.reason)
+
+    def _queue(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._engine.send(message)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._timer.deadline = self._engine.deadline
+        self._changes.unpark_all()
+
+    async def _all_sent(self) -> None:
+        """Wait until nothing waits to be sent, or nothing will be sent any more."""
+        while self._lost is None and self._engine.has_unsent:
+            await self._changes.park()
 
     # ------------------------------------------------------------------------------------------ its end
 
@@ -371,6 +384,7 @@ class Connection:
         if self._lost is None:
             self._lost = ConnectionLost(self._address.url, reason, retryable=retryable)
             self._engine.close(CloseReason.TRANSPORT_CLOSE)
+            self._changed()
             self._tasks.cancel()
 
     def _why(self) -> ConnectionLost:

@@ -183,7 +183,6 @@ def create_engine(gateway: Gateway, settings: Settings, metrics: Metrics, admiss
                 nesting=settings.max_nesting,
                 ack_id_digits=settings.max_ack_id_digits,
             ),
-            max_message_bytes=settings.max_message_bytes,
             connect_timeout_s=settings.connect_timeout_s,
             attachments_timeout_s=settings.attachments_timeout_s,
             recovery_s=settings.recovery_s,

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import binascii
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 import h11
@@ -25,22 +25,25 @@ import orjson
 import structlog
 import trio
 from attrs import frozen
-from starlette.applications import Starlette
+from starlette.routing import Route
 
-from protocol.engineio import CloseReason, HandshakeRefused, check_handshake
+from protocol.engineio import Transport
 
 from ..observe.metrics import Metrics
-from .admission import Admission, Denial
-from .connection import Application, Connection, ConnectionSettings
-from .http import SOCKETIO_PATH, serve_http
-from .tls import PLAIN_ANSWER, SpokenPlainly, TLSTransport, Transport, accept_tls
-from .websocket import AcceptedStream, WebSocketClosed, open_websocket
+from .admission import Admission
+from .connection import Connection
+from .engine import EngineService, denied
+from .http import create_app, serve_http
+from .polling import polling
+from .refused import Refused
+from .tls import PLAIN_ANSWER, SpokenPlainly, TLSTransport, accept_tls
+from .tls import Transport as Stream
+from .websocket import AcceptedStream
 
 log = structlog.get_logger(__name__)
 
 HEAD_BYTES: Final = 16_384
 HEAD_TIMEOUT_S: Final = 10.0
-HANDSHAKE_TIMEOUT_S: Final = 10.0
 REFUSAL_TIMEOUT_S: Final = 2.0
 
 TURNED_AWAY_AT_ONCE: Final = 64
@@ -48,36 +51,30 @@ TURNED_AWAY_AT_ONCE: Final = 64
 
 
 class Door:
-    """Serves listeners: Engine.IO WebSockets to the application, all other HTTP to the ASGI application.
+    """Serves listeners: Engine.IO on its paths, all other HTTP by its routes.
 
     Args:
-        http_app: answers plain HTTP.
-        application: whom workers talk to; None where this port takes none.
-        settings: of the workers' connections.
+        routes: of plain HTTP.
+        engines: by path. Whoever owns them runs them.
         admission: who may connect; the default limits where it is None.
         tls: for a port that speaks nothing else; see `tls.server_context`.
     """
 
     def __init__(
         self,
-        http_app: Starlette,
-        application: Application | None,
+        routes: Iterable[Route],
+        engines: Mapping[str, EngineService],
         *,
         metrics: Metrics,
-        settings: ConnectionSettings | None = None,
         admission: Admission | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._http_app = http_app
-        self._application = application
+        self._app = create_app([*(polling(path, engine) for path, engine in engines.items()), *routes])
+        self._engines = engines
         self._metrics = metrics
-        self._settings = settings or ConnectionSettings()
         self._admission = admission or Admission()
         self._tls = tls
         self._turned_away = 0
-        self._workers: set[Connection] = set()
-        self._worker_gone = trio.Event()
-        self._draining = False
 
     async def serve(
         self,
@@ -93,22 +90,6 @@ class Door:
             await nursery.start(trio.serve_listeners, self._serve, list(listeners))
             task_status.started()
 
-    def drain(self) -> None:
-        """From now on refuse new workers (503). Those connected stay, and plain HTTP is still answered."""
-        self._draining = True
-
-    async def disconnect_workers(self) -> None:
-        """Close every worker's connection once what is queued for it was sent, and return when all are gone.
-
-        Takes at most the connections' `flush_timeout_s` and a closing handshake.
-        """
-        self.drain()
-        for connection in self._workers:
-            connection.close(CloseReason.SHUTTING_DOWN)
-        while self._workers:
-            self._worker_gone = trio.Event()
-            await self._worker_gone.wait()
-
     async def _serve(self, transport: trio.SocketStream) -> None:
         try:
             host, port = transport.socket.getpeername()[:2]
@@ -117,7 +98,7 @@ class Door:
         try:
             denial = self._admission.admit_connection(host)
             if denial is not None:
-                await self._turn_away(transport, self._denied(denial, host))
+                await self._turn_away(transport, denied(denial, host, self._metrics))
                 return
             try:
                 await self._answer(transport, host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -126,31 +107,28 @@ class Door:
         except* Exception:  # one connection's defect is not the others' end
             log.exception("connection_crashed")
 
-    async def _turn_away(self, transport: trio.SocketStream, refusal: Refused) -> None:
+    async def _turn_away(self, transport: trio.SocketStream, refused: Refused) -> None:
         if self._tls is not None or self._turned_away >= TURNED_AWAY_AT_ONCE:
             return  # an encrypted answer would cost what it is to save
         self._turned_away += 1
         try:
-            await _refuse(transport, refusal)
+            await _refuse(transport, refused)
         finally:
             self._turned_away -= 1
 
-    def _denied(self, denial: Denial, host: str) -> Refused:
-        self._metrics.connections_refused_total.labels(reason=denial.reason.value).inc()
-        log.debug("not_admitted", address=host, reason=denial.reason)
-        return Refused(denial.status, denial.message, [(b"retry-after", str(denial.retry_after_s).encode())])
-
     async def _answer(self, accepted: trio.SocketStream, host: str, address: str) -> None:
-        transport: Transport = accepted
+        transport: Stream = accepted
         deadline = trio.current_time() + HEAD_TIMEOUT_S
         try:
             if self._tls is not None:
                 transport = await _encrypt(accepted, self._tls, deadline, address)
             with trio.fail_at(deadline):
                 head = await _read_head(transport)
-            is_upgrade = _check_framing(head)
-            if is_upgrade:
-                self._check_worker(head.request, host)
+            if not _check_framing(head):
+                await serve_http(AcceptedStream(transport, head.raw), self._app)
+                return
+            engine, session = self._check_websocket(head.request)
+            connection = session or engine.open(Transport.WEBSOCKET, host, address)
         except _Gone:
             return
         except trio.TooSlowError:
@@ -160,77 +138,37 @@ class Door:
             log.debug("request_refused", address=address, status=refusal.status, body=refusal.body)
             await _refuse(transport, refusal)
             return
-        stream = AcceptedStream(transport, head.raw)
-        if is_upgrade:
-            await self._serve_worker(stream, address)
-        else:
-            await serve_http(stream, self._http_app)
+        await engine.serve_websocket(AcceptedStream(transport, head.raw), connection, is_new=session is None)
 
-    def _check_worker(self, request: h11.Request, host: str) -> None:
-        """Everything about a WebSocket handshake that can be refused, before trio-websocket sees it."""
+    def _check_websocket(self, request: h11.Request) -> tuple[EngineService, Connection | None]:
+        """Everything about a WebSocket handshake that can be refused, before trio-websocket sees it.
+
+        Returns:
+            whose it is, and the session that wants to move to it.
+        """
         path, _, query = request.target.partition(b"?")
-        if self._application is None or path.decode() != SOCKETIO_PATH:
+        engine = self._engines.get(path.decode())
+        if engine is None:
             raise Refused(404, HTTPStatus.NOT_FOUND.phrase)
-        if self._draining:
-            raise Refused(503, "shutting down")
         try:
             fields = dict(parse_qsl(query.decode(), keep_blank_values=True, max_num_fields=64))
-            check_handshake(fields, method=request.method.decode(), is_upgrade=True, sessions={})
-        except HandshakeRefused as refusal:
-            raise Refused(refusal.status, refusal.body) from None
         except ValueError:
             raise Refused(400, "query with too many fields") from None
+        origins = _values(request, b"origin")
+        session = engine.check(
+            fields,
+            method=request.method.decode(),
+            is_websocket=True,
+            origin=b", ".join(origins).decode("latin-1") if origins else None,
+        )
         if _values(request, b"sec-websocket-version") != [b"13"]:
-            raise Refused(426, "WebSocket version 13 is required", [(b"sec-websocket-version", b"13")])
+            raise Refused(426, "WebSocket version 13 is required", {"sec-websocket-version": "13"})
         if not _is_websocket_key(_values(request, b"sec-websocket-key")):
             raise Refused(400, "Sec-WebSocket-Key must be 16 bytes in base64")
-        denial = self._admission.admit_handshake(host, trio.current_time())
-        if denial is not None:
-            raise self._denied(denial, host)
-
-    async def _serve_worker(self, stream: AcceptedStream, address: str) -> None:
-        assert self._application is not None
-        try:
-            async with open_websocket(
-                stream, max_message_bytes=self._settings.max_message_bytes, handshake_timeout_s=HANDSHAKE_TIMEOUT_S
-            ) as websocket:
-                connection = Connection(websocket, address, self._application, self._settings)
-                self._workers.add(connection)
-                self._metrics.connections.inc()
-                if self._draining:  # it came in just before
-                    connection.close(CloseReason.SHUTTING_DOWN)
-                try:
-                    await connection.run()
-                finally:
-                    self._metrics.connections.dec()
-                    self._workers.discard(connection)
-                    self._worker_gone.set()
-        except* WebSocketClosed:
-            log.debug("handshake_not_completed", address=address)
+        return engine, session
 
 
 # -------------------------------------------------------------------------------------- the head of a request
-
-
-class Refused(Exception):
-    """A request that nobody serves.
-
-    Attributes:
-        body: what the client is told: JSON; text goes into an ``error``, unless it is for people.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        body: str | dict[str, Any],
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        *,
-        for_people: bool = False,
-    ) -> None:
-        super().__init__(f"{status}: {body}")
-        self.status = status
-        self.body = {"error": body} if isinstance(body, str) and not for_people else body
-        self.headers = list(headers)
 
 
 class _Gone(Exception):
@@ -257,7 +195,7 @@ async def _encrypt(accepted: trio.SocketStream, context: ssl.SSLContext, deadlin
         raise _Gone from None
 
 
-async def _read_head(transport: Transport) -> _Head:
+async def _read_head(transport: Stream) -> _Head:
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
     raw = bytearray()
     try:
@@ -327,7 +265,7 @@ def _is_websocket_key(values: list[bytes]) -> bool:
         return False
 
 
-async def _refuse(transport: Transport, refusal: Refused) -> None:
+async def _refuse(transport: Stream, refusal: Refused) -> None:
     text = refusal.body if isinstance(refusal.body, str) else None
     body = orjson.dumps(refusal.body) if text is None else text.encode()
     response = h11.Response(
@@ -337,7 +275,7 @@ async def _refuse(transport: Transport, refusal: Refused) -> None:
             (b"content-type", b"application/json" if text is None else b"text/plain; charset=utf-8"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
-            *refusal.headers,
+            *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
         ],
     )
     writer = h11.Connection(h11.SERVER)

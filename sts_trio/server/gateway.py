@@ -36,7 +36,7 @@ from ..config import Settings
 from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
 from ..stream.session import Identity, StreamSession
-from .connection import Peer, Refusal
+from .sockets import Peer, Refusal
 
 log = structlog.get_logger(__name__)
 
@@ -120,7 +120,12 @@ class Gateway:
         log.warning("auth_failed", address=peer.address)
         return Refusal("token missing or wrong", {"code": ErrorCode.AUTH_FAILED})
 
-    async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
+    def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
+        """A worker is told nothing before it asks. One that has come back has missed nothing, and its streams went
+        on.
+        """
+
+    def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
         """Act on a worker's event; whatever is wrong with it is answered by name and disturbs nothing else.
 
         Returns:
@@ -129,13 +134,13 @@ class Gateway:
         cls = WORKER_EVENTS.get(event)
         if cls is None:
             log.info("unknown_event", name=event[:64], address=peer.address)
-            return None
+            return ()
         answer: ServerEvent | None
         try:
             answer = self._handlers[cls](peer, parse(cls, args))
         except PayloadError as refusal:
             answer = self._refuse(peer, cls, args, refusal)
-        return None if answer is None else payload(answer)
+        return () if answer is None else (payload(answer),)
 
     def disconnected(self, peer: Peer, reason: object) -> None:
         """Its streams go on without it for `RESUME_GRACE_S`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from http import HTTPStatus
@@ -23,12 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.engineio import HandshakeRefused, check_handshake
-
 from ..observe.metrics import Metrics
 from .websocket import AcceptedStream
-
-SOCKETIO_PATH: Final = "/socket.io/"
 
 # -------------------------------------------------------------------------------------- application
 
@@ -67,19 +64,6 @@ def operations(health: Callable[[], Health], metrics: Metrics) -> list[Route]:
     return [Route("/health", show_health), Route("/metrics", show_metrics)]
 
 
-def socketio() -> list[Route]:
-    """Engine.IO requests that are no WebSocket handshake: refused, for there is no other transport."""
-
-    async def refuse(request: Request) -> Response:
-        try:
-            check_handshake(request.query_params, method=request.method, is_upgrade=False, sessions={})
-        except HandshakeRefused as refusal:
-            return _json(refusal.body, refusal.status)
-        raise AssertionError("the only transport is the one that needs an upgrade")
-
-    return [Route(SOCKETIO_PATH, refuse, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])]
-
-
 def create_app(routes: Iterable[Route]) -> Starlette:
     """An ASGI application over `routes` that answers in JSON when it fails, too. WebSocket scopes are refused (403)."""
     return Starlette(routes=list(routes), exception_handlers={HTTPException: _show_refusal, Exception: _show_defect})
@@ -104,11 +88,10 @@ async def _show_defect(request: Request, error: Exception) -> Response:
 # -------------------------------------------------------------------------------------- server
 
 WRITE_TIMEOUT_S: Final = 10.0
-READ_TIMEOUT_S: Final = 10
+READ_TIMEOUT_S: Final = 10.0
 
 _CONFIG: Final = Config()
 _CONFIG.keep_alive_max_requests = 0  # a later request on the connection would never be seen by the door
-_CONFIG.read_timeout = READ_TIMEOUT_S  # there is none for a request's body otherwise
 _CONFIG.errorlog = logging.getLogger("hypercorn.error")
 _CONFIG.include_server_header = False
 
@@ -122,7 +105,7 @@ async def serve_http(stream: AcceptedStream, app: Starlette) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_abort_when_cancelled, stream)
         server = TCPServer(
-            wrap_app(app, 0, "asgi"),  # type: ignore[arg-type]  # Starlette and hypercorn spell ASGI's types differently
+            wrap_app(app, 0, "asgi"),  # type: ignore[arg-type]  # they spell ASGI's types differently
             _CONFIG,
             WorkerContext(None),
             ConnectionState({}),
@@ -141,7 +124,9 @@ async def _abort_when_cancelled(stream: AcceptedStream) -> None:
 
 
 class _OneRequest:
-    """`AcceptedStream` as hypercorn sees it: it ends with the first request, and no write lasts for ever.
+    """`AcceptedStream` as hypercorn sees it: it ends with the first request, and no piece of one takes for ever.
+
+    Once the request is read nothing is expected any more but the client's leaving, and for that it has all the time.
 
     A client may send its next request without waiting for the answer. hypercorn would lose that answer; ours closes the
     connection, which tells the client to ask again (RFC 9112, 9.3.2).
@@ -154,12 +139,23 @@ class _OneRequest:
         self.socket = stream.socket
         self.send_eof = stream.send_eof
         self.aclose = stream.aclose
+        if stream.encrypted:  # hypercorn then takes it for a trio.SSLStream, and tells the application https
+            self.transport_stream = stream
+            self.do_handshake = trio.lowlevel.checkpoint
+            self.selected_alpn_protocol = lambda: "http/1.1"
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        while data := await self._stream.receive_some(max_bytes):
+        while data := await self._receive(max_bytes):
             if data := self._cut(bytes(data)):
                 return bytes(data)
         return b""
+
+    async def _receive(self, max_bytes: int) -> bytes | bytearray:
+        try:
+            with trio.fail_after(math.inf if self._complete else READ_TIMEOUT_S):
+                return await self._stream.receive_some(max_bytes)
+        except trio.TooSlowError:
+            raise trio.BrokenResourceError("the client does not send what it began") from None
 
     def _cut(self, data: bytes) -> bytes:
         """The part of `data` that belongs to the request. What is no HTTP is left for hypercorn to refuse."""
@@ -178,4 +174,5 @@ class _OneRequest:
             with trio.fail_after(WRITE_TIMEOUT_S):
                 await self._stream.send_all(data)
         except trio.TooSlowError:
+            await self._stream.abort()  # whoever waits to hear from it need not wait any more
             raise trio.BrokenResourceError("the client does not read") from None

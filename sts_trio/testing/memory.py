@@ -15,8 +15,8 @@ from protocol.engineio import CloseReason
 from ..config import Settings
 from ..engines.suite import EngineSuite, Models
 from ..observe.metrics import Metrics
-from ..server.connection import Refusal
 from ..server.gateway import Gateway
+from ..server.sockets import Refusal
 from ..stream.session import Identity
 from .engines import inline_offload, scripted_models
 
@@ -32,7 +32,7 @@ def counting_identity() -> Identity:
 
 @define(eq=False)
 class MemoryWorker:
-    """A worker's connection as the gateway sees it (`server.connection.Peer`), and what the worker received.
+    """A worker's connection as the gateway sees it (`server.sockets.Peer`), and what the worker received.
 
     Attributes:
         received: (time, event, payload) in the order in which they left.
@@ -40,12 +40,14 @@ class MemoryWorker:
 
     gateway: Gateway
     id: str = "worker"
+    namespace: str = "/"
     address: str = "memory"
     closed: bool = False
     received: list[tuple[float, str, dict[str, Any]]] = field(factory=list)
     _news: trio.Event = field(factory=trio.Event, init=False)
 
-    def emit(self, event: str, payload: object) -> None:
+    def emit(self, event: str, *args: object) -> None:
+        (payload,) = args
         assert isinstance(payload, dict)
         if not self.closed:
             self.received.append((trio.current_time(), event, payload))
@@ -69,7 +71,8 @@ class MemoryWorker:
 
     async def say(self, event: str, payload: object) -> Any:
         """Send an event; returns what an acknowledgement callback would get."""
-        return await self.gateway.received(self, event, (payload,))
+        await trio.lowlevel.checkpoint()
+        return next(iter(self.gateway.received(self, event, (payload,))), None)
 
     def got(self, event: str) -> list[dict[str, Any]]:
         """Payloads of every `event` received so far."""

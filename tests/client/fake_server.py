@@ -74,7 +74,7 @@ class Peer:
         self._socket = ServerSocket()
 
     async def start(self) -> None:
-        await self._websocket.send_message(self._engine.open())
+        await self._flush()
 
     async def accept(self) -> None:
         """Let the worker in."""
@@ -158,10 +158,16 @@ class Peer:
 
     async def _send_all(self, messages: list[Any]) -> None:
         for message in messages:
-            try:
-                await self._websocket.send_message(self._engine.send(message))
-            except trio_websocket.ConnectionClosed:
-                raise Gone from None
+            self._engine.send(message)
+        try:
+            await self._flush()
+        except trio_websocket.ConnectionClosed:
+            raise Gone from None
+
+    async def _flush(self) -> None:
+        while (frame := self._engine.next_frame()) is not None:
+            await self._websocket.send_message(frame)
+            self._engine.frame_sent(trio.current_time())
 
 
 Script = Callable[[Peer], Awaitable[None]]

@@ -40,7 +40,7 @@ from protocol.dubbing import (
     readable_id,
 )
 from protocol.errors import ErrorCode, PayloadError, Stage
-from protocol.packets import Decoder, Packet, PacketType, encode
+from protocol.socketio.packets import Decoder, Packet, PacketType, encode
 
 # What a worker sends when it sends everything it may.
 COMPLETE: dict[type[WorkerEvent], dict[str, Any]] = {

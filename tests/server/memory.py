@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias, cast
 
@@ -18,17 +18,20 @@ import orjson
 import trio
 import trio.testing
 from attrs import frozen
-from starlette.applications import Starlette
+from starlette.routing import Route
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from sts_trio.observe.metrics import Metrics
 from sts_trio.server import http
 from sts_trio.server.admission import Admission
-from sts_trio.server.connection import Application, ConnectionSettings
+from sts_trio.server.connection import ConnectionSettings
 from sts_trio.server.door import Door
+from sts_trio.server.engine import EngineService
+from sts_trio.server.sockets import Application, SocketService, SocketSettings
 
 Pair: TypeAlias = Callable[[], tuple[Any, Any]]
 
+SOCKETIO_PATH = "/socket.io/"
 CLIENT_ADDRESS = "192.0.2.7:50000"
 
 
@@ -159,8 +162,14 @@ class Server:
 
     network: Network
     door: Door
+    engines: Mapping[str, EngineService]
     metrics: Metrics
     nursery: trio.Nursery
+
+    @property
+    def engine(self) -> EngineService:
+        """Of /socket.io/."""
+        return self.engines[SOCKETIO_PATH]
 
     async def request(self, *pieces: bytes, pause_s: float = 0.0) -> Answer:
         """Send `pieces` of a request on a new connection and read all until the server closes it."""
@@ -212,25 +221,53 @@ async def _expect_end(stream: Any) -> None:
 HEALTHY = http.Health(http.Status.HEALTHY, "1.0", {"asr": "scripted"}, 2, 12.5)
 
 
-def ordinary_app(metrics: Metrics, health: Callable[[], http.Health] = lambda: HEALTHY) -> Starlette:
-    return http.create_app([*http.operations(health, metrics), *http.socketio()])
+def socketio_engine(
+    application: Application,
+    metrics: Metrics,
+    *,
+    settings: ConnectionSettings | None = None,
+    sockets: SocketSettings | None = None,
+    admission: Admission | None = None,
+    origins: Sequence[str] = (),
+) -> EngineService:
+    """Socket.IO for `application`."""
+    return EngineService(
+        SocketService(application, sockets),
+        settings=settings or ConnectionSettings(),
+        metrics=metrics,
+        admission=admission or Admission(),
+        origins=origins,
+    )
 
 
 @asynccontextmanager
 async def serving(
     application: Application | None = None,
     *,
-    app: Starlette | None = None,
-    settings: ConnectionSettings | None = None,
+    routes: Iterable[Route] | None = None,
+    engines: Mapping[str, EngineService] | None = None,
+    metrics: Metrics | None = None,
     admission: Admission | None = None,
     tls: ssl.SSLContext | None = None,
+    listener: trio.abc.Listener[Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Server]:
-    """A running door; leaving the context cancels it."""
-    metrics, network = Metrics(), Network()
-    door = Door(
-        app or ordinary_app(metrics), application, metrics=metrics, settings=settings, admission=admission, tls=tls
-    )
+    """A running door; leaving the context cancels it.
+
+    Args:
+        application: behind Socket.IO at /socket.io/, with `settings` (see `socketio_engine`), where no `engines` are
+        given. routes: /health and /metrics by default.
+        listener: a network in memory by default.
+    """
+    metrics, network, admission = metrics or Metrics(), Network(), admission or Admission()
+    if engines is None and application is not None:
+        engines = {SOCKETIO_PATH: socketio_engine(application, metrics, admission=admission, **settings)}
+    engines = engines or {}
+    pages = http.operations(lambda: HEALTHY, metrics) if routes is None else routes
+    door = Door(pages, engines, metrics=metrics, admission=admission, tls=tls)
     async with trio.open_nursery() as nursery:
-        await nursery.start(door.serve, [network])
-        yield Server(network, door, metrics, nursery)
+        for engine in engines.values():
+            await nursery.start(engine.run)
+        await nursery.start(door.serve, [listener or network])
+        yield Server(network, door, engines, metrics, nursery)
         nursery.cancel_scope.cancel()

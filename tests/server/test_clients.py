@@ -13,11 +13,10 @@ import trio
 from attrs import define, field
 
 from protocol.engineio import CloseReason
-from sts_trio.observe.metrics import Metrics
-from sts_trio.server.connection import ConnectionSettings, Peer, Refusal
-from sts_trio.server.door import Door
+from sts_trio.server.connection import ConnectionSettings
+from sts_trio.server.sockets import Peer, Refusal
 
-from .memory import Answer, ordinary_app, read_answer
+from .memory import Answer, read_answer, serving
 from .test_door import HEALTH, WORKER
 
 pytestmark = pytest.mark.slow
@@ -33,8 +32,10 @@ class Echo:
     def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
         return None if auth.get("token") == "right" else Refusal("no", {"code": "AUTH_FAILED"})
 
-    async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
-        await trio.lowlevel.checkpoint()
+    def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
+        pass
+
+    def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
         match event:
             case "echo":
                 peer.emit("echo", args[0])
@@ -44,9 +45,8 @@ class Echo:
             case "goodbye":
                 peer.close()
             case "ask":
-                answer: object = args[0]
-                return answer
-        return None
+                return (args[0],)
+        return ()
 
     def disconnected(self, peer: Peer, reason: CloseReason) -> None:
         self.gone = reason
@@ -55,14 +55,10 @@ class Echo:
 
 @asynccontextmanager
 async def listening(application: Echo, settings: ConnectionSettings | None = None) -> AsyncIterator[int]:
-    metrics = Metrics()
-    door = Door(ordinary_app(metrics), application, metrics=metrics, settings=settings)
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        await nursery.start(door.serve, listeners)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with serving(application, settings=settings, listener=listener):
         with trio.fail_after(60):
-            yield listeners[0].socket.getsockname()[1]
-        nursery.cancel_scope.cancel()
+            yield listener.socket.getsockname()[1]
 
 
 async def test_a_python_socketio_worker_with_its_default_settings_on_websocket() -> None:
@@ -135,7 +131,7 @@ async def test_a_worker_that_stops_reading_is_disconnected_and_others_are_served
     ):
         await say(stream, b'42["flood"]')
         await application.ended.wait()
-        assert application.gone is CloseReason.SERVER_CLOSE
+        assert application.gone is CloseReason.SLOW_READER
         assert (await exchange(port, HEALTH)).status == 200
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import orjson
 import pytest
 import structlog.testing
 import trio
-from attrs import define, evolve, field
+from attrs import define, field, fields
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
@@ -19,13 +19,17 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from protocol.engineio import CloseReason
 from protocol.socketio import NotJoined
-from sts_trio.server.connection import REFUSALS, STRANGER_MESSAGE_BYTES, ConnectionSettings, Peer, Refusal
+from sts_trio.server.connection import ConnectionSettings
+from sts_trio.server.sockets import REFUSALS, Peer, Refusal, SocketSettings
 from sts_trio.server.websocket import PIECE
 
 from .memory import CLIENT_ADDRESS, Pair, Server, SlowLink, serving
 
 ids = itertools.count()
-SETTINGS = ConnectionSettings(new_id=lambda: f"id-{next(ids)}")
+
+
+def new_id() -> str:
+    return f"id-{next(ids)}"
 
 
 @define
@@ -37,8 +41,9 @@ class Recorder:
     events: list[tuple[str, tuple[Any, ...]]] = field(factory=list)
     gone: list[tuple[str, CloseReason]] = field(factory=list)
     refusal: Refusal | None = None
-    on_event: Callable[[Peer, str, tuple[Any, ...]], Awaitable[object | None]] | None = None
+    on_event: Callable[[Peer, str, tuple[Any, ...]], tuple[object, ...]] | None = None
     on_connect: Callable[[Peer], None] | None = None
+    on_welcome: Callable[[Peer], None] | None = None
 
     def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
         self.auths.append(auth)
@@ -48,14 +53,17 @@ class Recorder:
             self.peers.append(peer)
         return self.refusal
 
-    async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
+    def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
+        if self.on_welcome is not None:
+            self.on_welcome(peer)
+
+    def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
         self.events.append((event, args))
         if self.on_event is not None:
-            return await self.on_event(peer, event, args)
-        await trio.lowlevel.checkpoint()
+            return self.on_event(peer, event, args)
         if event == "echo":
             peer.emit("echo", args[0])
-        return None
+        return ()
 
     def disconnected(self, peer: Peer, reason: CloseReason) -> None:
         self.gone.append((peer.id, reason))
@@ -109,8 +117,14 @@ class Scene:
 async def connected(
     application: Recorder | None = None, *, pair: Pair = memory_stream_pair, **settings: Any
 ) -> AsyncIterator[Scene]:
+    """`settings` of connections or of Socket.IO, whoever has them."""
     application = application or Recorder()
-    async with serving(application, settings=evolve(SETTINGS, **settings)) as server:
+    settings["new_id"] = new_id
+    of_connection, of_sockets = (
+        cls(**{name: value for name, value in settings.items() if name in {a.name for a in fields(cls)}})
+        for cls in (ConnectionSettings, SocketSettings)
+    )
+    async with serving(application, settings=of_connection, sockets=of_sockets) as server:
         worker = Worker(await server.websocket(pair=pair))
         yield Scene(server, worker, application)
 
@@ -174,14 +188,14 @@ async def test_who_has_not_joined_may_send_nothing_large(autojump_clock: MockClo
 
     async with connected() as scene:
         await scene.worker.open_packet()
-        await scene.worker.send(connect(STRANGER_MESSAGE_BYTES))
+        await scene.worker.send(connect(ConnectionSettings().stranger_message_bytes))
         assert str(await scene.worker.frame()).startswith("40")
-        await scene.worker.send('42["now","' + "a" * STRANGER_MESSAGE_BYTES + '"]')
+        await scene.worker.send('42["now","' + "a" * ConnectionSettings().stranger_message_bytes + '"]')
         await trio.sleep(1)
         assert len(scene.application.events) == 1
     async with connected() as scene:
         await scene.worker.open_packet()
-        await scene.worker.send(connect(STRANGER_MESSAGE_BYTES + 1))
+        await scene.worker.send(connect(ConnectionSettings().stranger_message_bytes + 1))
         assert await scene.worker.wait_closed() == 1009
     assert scene.application.auths == []
 
@@ -228,17 +242,8 @@ async def test_a_worker_that_leaves_and_joins_again_is_a_new_peer(autojump_clock
 # -------------------------------------------------------------------------------------- events
 
 
-async def test_events_reach_the_application_in_order_one_at_a_time(autojump_clock: MockClock) -> None:
-    running = 0
-
-    async def slow(peer: Peer, event: str, args: tuple[Any, ...]) -> None:
-        nonlocal running
-        running += 1
-        assert running == 1
-        await trio.sleep(0.1)
-        running -= 1
-
-    async with connected(Recorder(on_event=slow)) as scene:
+async def test_events_reach_the_application_in_order(autojump_clock: MockClock) -> None:
+    async with connected() as scene:
         await scene.worker.join()
         for number in range(20):
             await scene.worker.send(f'42["n",{number}]')
@@ -266,18 +271,16 @@ async def test_bytes_travel_both_ways_as_attachments(autojump_clock: MockClock) 
 @pytest.mark.parametrize(
     ("answer", "frames"),
     [
-        ({"ok": True}, ['437[{"ok":true}]']),
-        (None, ["437[]"]),
-        (b"\x01", ['461-7[{"_placeholder":true,"num":0}]', b"\x01"]),
+        (({"ok": True},), ['437[{"ok":true}]']),
+        ((), ["437[]"]),
+        ((1, "two"), ['437[1,"two"]']),
+        ((b"\x01",), ['461-7[{"_placeholder":true,"num":0}]', b"\x01"]),
     ],
 )
 async def test_a_callback_gets_what_the_application_returns(
-    autojump_clock: MockClock, answer: object, frames: list[str | bytes]
+    autojump_clock: MockClock, answer: tuple[object, ...], frames: list[str | bytes]
 ) -> None:
-    async def respond(peer: Peer, event: str, args: tuple[Any, ...]) -> object:
-        return answer
-
-    async with connected(Recorder(on_event=respond)) as scene:
+    async with connected(Recorder(on_event=lambda peer, event, args: answer)) as scene:
         await scene.worker.join()
         await scene.worker.send('42["no callback"]', '427["callback"]')
         assert [await scene.worker.frame() for _ in frames] == frames
@@ -431,9 +434,9 @@ async def test_a_reader_too_slow_for_the_queue_is_disconnected_and_not_buffered_
             await scene.server.network.accepted[0].closed.wait()
             assert trio.current_time() < 5
             assert await scene.worker.wait_closed() == 1006  # no close frame: it would fall into a frame cut off
-    assert scene.application.gone == [(peer.id, CloseReason.SERVER_CLOSE)]
+    assert scene.application.gone == [(peer.id, CloseReason.SLOW_READER)]
     [line] = [line for line in logs if line["event"] == "connection_closed"]
-    assert "too slowly" in line["detail"]
+    assert (line["reason"], line["detail"].split()[1:]) == ("slow reader", ["bytes", "wait", "to", "be", "sent"])
 
 
 async def test_small_frames_are_bounded_by_the_memory_they_take(autojump_clock: MockClock) -> None:
@@ -586,7 +589,7 @@ async def test_a_closed_peer_that_does_not_read_is_cut_off(autojump_clock: MockC
 
 
 async def test_what_the_application_raises_ends_that_connection_and_is_logged(autojump_clock: MockClock) -> None:
-    async def fail(peer: Peer, event: str, args: tuple[Any, ...]) -> None:
+    def fail(peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
         raise RuntimeError("defect")
 
     with structlog.testing.capture_logs() as logs:
@@ -616,7 +619,7 @@ async def test_shutting_down_sends_what_is_queued_and_refuses_new_workers(autoju
     async with connected() as scene:
         await scene.worker.join()
         scene.application.peers[0].emit("last", 1)
-        scene.server.nursery.start_soon(scene.server.door.disconnect_workers)
+        scene.server.nursery.start_soon(scene.server.engine.disconnect_all)
         assert await scene.worker.frame() == '42["last",1]'
         assert await scene.worker.wait_closed() == 1001
         assert (await scene.server.get("/health")).status == 200
@@ -633,7 +636,7 @@ async def test_shutting_down_takes_no_longer_than_its_bounds(autojump_clock: Moc
         await scene.worker.join()
         for number in range(50):
             scene.application.peers[0].emit("n", number)
-        await scene.server.door.disconnect_workers()
+        await scene.server.engine.disconnect_all()
         assert trio.current_time() <= 8
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair
 from trio_websocket import ConnectionRejected
 
-from sts_trio.server import door
+from sts_trio.server import door, engine
 from sts_trio.server.admission import Admission, AdmissionLimits
-from sts_trio.server.connection import Peer, Refusal
+from sts_trio.server.sockets import Peer, Refusal
 
 from .memory import Server, read_answer, serving
 
@@ -32,9 +32,11 @@ class Nobody:
     def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
         return None
 
-    async def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> object | None:
-        await trio.lowlevel.checkpoint()
-        return None
+    def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
+        pass
+
+    def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
+        return ()
 
     def disconnected(self, peer: Peer, reason: object) -> None:
         pass
@@ -55,7 +57,8 @@ async def test_the_same_port_serves_workers_and_plain_http(autojump_clock: MockC
 @pytest.mark.parametrize(
     ("query", "code", "message"),
     [
-        ("EIO=4&transport=polling", 0, "Transport unknown"),
+        ("EIO=4&transport=polling", 3, "Bad request"),
+        ("EIO=4&transport=webtransport", 0, "Transport unknown"),
         ("EIO=4", 0, "Transport unknown"),
         ("EIO=4&transport=websocket&sid=unknown", 1, "Session ID unknown"),
         ("EIO=3&transport=websocket", 5, "Unsupported protocol version"),
@@ -362,7 +365,7 @@ async def test_a_client_that_never_reads_its_101_is_given_up(autojump_clock: Moc
             stream = server.network.connect(lockstep_stream_pair)
             await stream.send_all(WORKER)
             await server.network.accepted[0].closed.wait()
-            assert trio.current_time() <= door.HANDSHAKE_TIMEOUT_S + 2
+            assert trio.current_time() <= engine.HANDSHAKE_TIMEOUT_S + 2
     assert "connection_crashed" not in [line["event"] for line in logs]
 
 
@@ -406,7 +409,7 @@ async def test_draining_refuses_workers_and_answers_http(autojump_clock: MockClo
     async with serving(Nobody()) as server:
         worker = await server.websocket()
         await worker.get_message()
-        server.door.drain()
+        server.engine.drain()
         assert (await server.request(WORKER)).status == 503
         assert (await server.get("/health")).status == 200
         await worker.send_message("40")
@@ -428,7 +431,7 @@ async def test_a_worker_whose_handshake_crosses_the_shutdown_does_not_hold_it_up
                 pass
 
         server.nursery.start_soon(finish_handshake)
-        await server.door.disconnect_workers()
+        await server.engine.disconnect_all()
         assert 1 < trio.current_time() <= 10
 
 

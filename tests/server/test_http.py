@@ -15,7 +15,7 @@ from trio.testing import MockClock, lockstep_stream_pair
 from sts_trio.observe.metrics import Metrics
 from sts_trio.server import http
 
-from .memory import HEALTHY, ordinary_app, serving
+from .memory import HEALTHY, serving
 
 
 async def test_health_is_200_with_the_state_of_the_service(autojump_clock: MockClock) -> None:
@@ -34,7 +34,7 @@ async def test_health_is_200_with_the_state_of_the_service(autojump_clock: MockC
 
 async def test_health_is_503_before_the_engines_are_warm_and_while_draining(autojump_clock: MockClock) -> None:
     health = evolve(HEALTHY, status=http.Status.STARTING)
-    async with serving(app=ordinary_app(Metrics(), lambda: health)) as server:
+    async with serving(routes=http.operations(lambda: health, Metrics())) as server:
         starting = await server.get("/health")
         health = evolve(HEALTHY, status=http.Status.DRAINING)
         draining = await server.get("/health")
@@ -45,7 +45,7 @@ async def test_health_is_503_before_the_engines_are_warm_and_while_draining(auto
 async def test_metrics_are_prometheus_text(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     metrics.streams_active.set(3)
-    async with serving(app=ordinary_app(metrics)) as server:
+    async with serving(metrics=metrics) as server:
         answer = await server.get("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/plain")
@@ -61,26 +61,11 @@ async def test_unknown_paths_and_methods_are_refused_in_json(autojump_clock: Moc
     assert "GET" in wrong.headers["allow"]
 
 
-async def test_long_polling_is_refused_as_engine_io_says(autojump_clock: MockClock) -> None:
-    async with serving() as server:
-        polling = await server.get("/socket.io/?EIO=4&transport=polling")
-        bare = await server.get("/socket.io/")
-        post = await server.request(
-            b"POST /socket.io/?EIO=4&transport=polling&sid=x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n40"
-        )
-        no_upgrade = await server.get("/socket.io/?EIO=4&transport=websocket")
-        stranger = await server.get("/socket.io/?EIO=4&transport=websocket&sid=x")
-    for answer in (polling, bare, post):
-        assert (answer.status, answer.json) == (400, {"code": 0, "message": "Transport unknown"})
-    assert (no_upgrade.status, no_upgrade.json) == (400, {"code": 3, "message": "Bad request"})
-    assert (stranger.status, stranger.json) == (400, {"code": 1, "message": "Session ID unknown"})
-
-
 async def test_a_defect_of_a_handler_is_a_500_and_nothing_of_it_is_shown(autojump_clock: MockClock) -> None:
     async def broken(request: Request) -> Response:
         raise RuntimeError("secret detail")
 
-    async with serving(app=http.create_app([Route("/broken", broken)])) as server:
+    async with serving(routes=[Route("/broken", broken)]) as server:
         answer = await server.get("/broken")
     assert (answer.status, answer.json) == (500, {"error": "Internal Server Error"})
 
@@ -106,7 +91,7 @@ async def test_a_request_behind_a_body_is_not_answered_either(autojump_clock: Mo
         return Response(await request.body())
 
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with serving(app=http.create_app([Route("/", echo, methods=["POST"])])) as server:
+    async with serving(routes=[Route("/", echo, methods=["POST"])]) as server:
         answer = await server.request(head, b"5\r\nhel", b"lo\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET")
     assert (answer.status, answer.body) == (200, b"hello")
 
@@ -137,7 +122,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(autojump_clock: MockC
         await request.body()
         return Response()
 
-    async with serving(app=http.create_app([Route("/", swallow, methods=["POST"])])) as server:
+    async with serving(routes=[Route("/", swallow, methods=["POST"])]) as server:
         stream = server.network.connect()
         await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
         await server.network.accepted[0].closed.wait()
@@ -164,7 +149,7 @@ async def test_shutdown_does_not_wait_for_a_client_that_does_not_read(autojump_c
 async def test_an_upgrade_that_hypercorn_sees_is_refused(autojump_clock: MockClock) -> None:
     """The door lets none through; were one to come, the application would say no."""
     sent: list[dict[str, object]] = []
-    app = ordinary_app(Metrics())
+    app = http.create_app(http.operations(lambda: HEALTHY, Metrics()))
 
     async def receive() -> dict[str, object]:
         return {"type": "websocket.connect"}

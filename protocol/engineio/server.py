@@ -1,0 +1,246 @@
+"""The server's end of an Engine.IO session."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from .connection import (
+    MAX_QUEUE_BYTES,
+    CloseReason,
+    Connection,
+    ConnectionClosed,
+    Event,
+    MessageReceived,
+    TransportMisused,
+)
+from .handshake import Handshake
+from .packets import EngineError, Frame, Packet, PacketType, Transport, decode_frame, decode_payload, encode_payload
+
+PACKETS_PER_POLL: Final = 16
+"""Python's client libraries read no more packets from one response, and disconnect at the 17th."""
+
+_PROBE: Final = "probe"
+
+
+class ServerConnection(Connection):
+    """The server's end of one session. The open packet is queued already.
+
+    Args:
+        handshake: what the session is promised.
+        now: seconds; the first ping is due one interval later.
+        transport: what the session begins on.
+        max_queue_bytes: memory of what may wait to be sent.
+        packets_per_poll: at most so many packets answer one poll.
+    """
+
+    def __init__(
+        self,
+        handshake: Handshake,
+        now: float,
+        *,
+        transport: Transport = Transport.WEBSOCKET,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
+        packets_per_poll: int = PACKETS_PER_POLL,
+    ) -> None:
+        self.handshake = handshake
+        self._packets_per_poll = packets_per_poll
+        self._interval = handshake.ping_interval_ms / 1000
+        self._timeout = handshake.ping_timeout_ms / 1000
+        self._awaiting_pong = False
+        self._ping_unsent = False
+        self._ping_in_payload = False
+        self._polling = self._posting = False
+        self._upgrading = self._probed = False
+        super().__init__(transport, now + self._interval, max_queue_bytes)
+        self._enqueue(Packet(PacketType.OPEN, handshake.to_json()))
+
+    # ------------------------------------------------------------------------------------ WebSocket
+
+    def receive(self, frame: Frame, now: float) -> list[Event]:
+        """Take one frame of the session's WebSocket.
+
+        A ping, which only servers send, ends the connection, as does a frame that is no packet. Packets that have no
+        meaning here (open, upgrade, noop, a pong nobody waits for) are ignored, as the reference server does.
+        """
+        if self._closed is not None:
+            return []
+        try:
+            return self._receive(decode_frame(frame), now)
+        except EngineError as error:
+            return self._closed_by(CloseReason.PARSE_ERROR, str(error))
+
+    def frame_sent(self, now: float) -> None:
+        if self._sending is not None and self._sending.type is PacketType.PING:
+            self.piece_sent(now)
+            self._ping_unsent = False
+        super().frame_sent(now)
+
+    # -------------------------------------------------------------------------------------- polling
+
+    def begin_poll(self) -> None:
+        """A GET has come: answer it with `next_payload`, and close the connection where its client goes away first.
+
+        Raises:
+            TransportMisused: another one is still held, which ends the session.
+            ConnectionClosed: there is no session any more.
+        """
+        self._check_open()
+        if self._polling:
+            raise self._misused("overlapping polls")
+        self._polling = True
+
+    def next_payload(self) -> str | None:
+        """What answers the GET that is held, which it then is no more; None: nothing yet, it is held on.
+
+        A poll is also answered where there is nothing to send any more: with a close packet when the session has ended,
+        and with a noop while the client moves to a WebSocket or because it said goodbye itself.
+        """
+        if not self._polling:
+            return None
+        if self._closed is not None:
+            said_goodbye = self._closed.reason is CloseReason.CLIENT_CLOSE
+            packets = [Packet(PacketType.NOOP if said_goodbye else PacketType.CLOSE)]
+        elif self._probed or self.transport is Transport.WEBSOCKET:
+            packets = [Packet(PacketType.NOOP)]
+        else:
+            packets = self._take_packets(self._packets_per_poll, self.handshake.max_payload)
+            self._ping_in_payload = any(packet.type is PacketType.PING for packet in packets)
+        if not packets:
+            return None
+        self._polling = False
+        return encode_payload(packets)
+
+    def payload_sent(self, now: float) -> None:
+        """The answer with `next_payload` has left."""
+        if self._ping_in_payload:
+            self.piece_sent(now)
+            self._ping_in_payload = self._ping_unsent = False
+
+    def begin_post(self, content_type: str = "") -> None:
+        """A POST has come: read its body and give it to `receive_payload`.
+
+        Close the connection where the body does not come to its end, and call `abandon_post` where it is too long.
+
+        Raises:
+            TransportMisused: another one is not done, or it has a binary body, either of which ends the session.
+            ConnectionClosed: there is no session any more.
+        """
+        self._check_open()
+        if self._posting:
+            raise self._misused("overlapping posts")
+        if content_type.partition(";")[0].strip().lower() == "application/octet-stream":
+            raise self._misused("binary payload")
+        self._posting = True
+
+    def abandon_post(self) -> None:
+        """The POST was refused, and the session goes on without what it held."""
+        self._posting = False
+
+    def receive_payload(self, payload: bytes, now: float) -> Generator[Event, None, None]:
+        """Take the body of a POST: the events of its packets, each when it is asked for. Ask for all of them.
+
+        A packet that is none ends the connection: what came before it counts, what comes after it does not.
+        """
+        try:
+            for packet in decode_payload(payload.decode()):
+                if self._closed is not None:
+                    return
+                yield from self._receive(packet, now)
+        except UnicodeDecodeError:
+            yield from self._closed_by(CloseReason.PARSE_ERROR, "payload is not UTF-8")
+        except EngineError as error:
+            yield from self._closed_by(CloseReason.PARSE_ERROR, str(error))
+        finally:
+            self._posting = False
+
+    # -------------------------------------------------------------------------------------- upgrade
+
+    def begin_upgrade(self) -> None:
+        """The client has opened a WebSocket for this session: give its frames to `receive_probe`.
+
+        Raises:
+            TransportMisused: the session is on a WebSocket already, or one is being probed: close the new one.
+            ConnectionClosed: there is no session any more.
+        """
+        self._check_open()
+        if self._upgrading or self.transport is Transport.WEBSOCKET:
+            raise TransportMisused("a second WebSocket")
+        self._upgrading = True
+
+    def receive_probe(self, frame: Frame) -> Frame | None:
+        """Take one frame of the WebSocket that the client wants to move to.
+
+        Returns:
+            What to answer on it; or None: the session has moved, and what follows is for `receive`.
+
+        Raises:
+            EngineError: it does not follow the rules; close this WebSocket and say `abandon_upgrade`. The session goes
+            on.
+        """
+        self._check_open()
+        if not self._upgrading:
+            raise EngineError("no WebSocket is being probed")
+        packet = decode_frame(frame)
+        if packet == Packet(PacketType.PING, _PROBE):
+            self._probed = True
+            return "3probe"
+        if packet.type is not PacketType.UPGRADE or not self._probed:
+            raise EngineError(f"{packet.type.name} while upgrading")
+        if self._posting:
+            raise EngineError("UPGRADE while a POST is being taken")
+        self.transport = Transport.WEBSOCKET
+        self.abandon_upgrade()
+        self._close_if_finished()
+        return None
+
+    def abandon_upgrade(self) -> None:
+        """The new WebSocket has failed, or has become the session's."""
+        self._upgrading = self._probed = False
+
+    # ----------------------------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> None:
+        """Ping, or give up on a client that has not answered. Nothing before `deadline`."""
+        if now < self.deadline:
+            return
+        if self._finishing is not None and now >= self._finish_by:
+            self.close(self._finishing, "not everything could be sent")
+        elif self._awaiting_pong:
+            self.close(CloseReason.PING_TIMEOUT)
+        else:
+            self._awaiting_pong = self._ping_unsent = True
+            self._deadline = now + self._timeout
+            self._enqueue(Packet(PacketType.PING), first=True)
+
+    def piece_sent(self, now: float) -> None:
+        """A piece of a frame or payload has just been sent.
+
+        A client cannot answer a ping that it was not sent yet: as long as one waits behind what is being sent, the
+        answer is due a timeout after the last piece. Without a ping it does nothing.
+        """
+        if self._ping_unsent:
+            self._deadline = now + self._timeout
+
+    # -------------------------------------------------------------------------------------- packets
+
+    def _receive(self, packet: Packet, now: float) -> list[Event]:
+        match packet.type:
+            case PacketType.MESSAGE:
+                return [MessageReceived(packet.data)]
+            case PacketType.PONG if self._awaiting_pong:
+                self._awaiting_pong = self._ping_unsent = False
+                self._deadline = now + self._interval
+            case PacketType.PING:
+                return self._closed_by(CloseReason.PARSE_ERROR, "ping from a client")
+            case PacketType.CLOSE:
+                return self._closed_by(CloseReason.CLIENT_CLOSE)
+        return []
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise ConnectionClosed(self._closed.reason)
+
+    def _misused(self, rule: str) -> TransportMisused:
+        self.close(CloseReason.TRANSPORT_ERROR, rule)
+        return TransportMisused(rule)
