@@ -6,6 +6,7 @@ a time, since it travels through channels and is never shared.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import numpy as np
@@ -122,6 +123,11 @@ class Fragment:
     def late(self) -> bool:
         """Whether its number has passed: its result leaves when it is ready."""
         return self.turn is not Turn.IN_ORDER
+
+    @property
+    def is_processing(self) -> bool:
+        """Whether it has a token."""
+        return math.isfinite(self.started_at) and math.isinf(self.finished_at)
 
     @property
     def slot_ms(self) -> int:

@@ -254,8 +254,10 @@ class StreamSession:
 
     def _acknowledgement(self, fragment: Fragment) -> FragmentAck:
         lower = sum(1 for number, _, other in self._waiting if number < fragment.number and other is not fragment)
-        started = not math.isinf(fragment.started_at)
-        position = 0 if started else max(0, lower + 1 - int(self._tokens.available_tokens))
+        # Counted by fragments, not by tokens: `_feed` may have taken one and not yet decided whose it is.
+        processing = sum(1 for other in self._accepted.values() if other.is_processing)
+        free = self.max_inflight - processing
+        position = 0 if not math.isinf(fragment.started_at) else max(0, lower + 1 - free)
         rounds = 1 + math.ceil(position / self.max_inflight)
         return FragmentAck(
             fragment_id=fragment.id,

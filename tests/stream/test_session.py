@@ -191,6 +191,18 @@ async def test_the_ack_says_where_in_the_queue_a_fragment_is(autojump_clock: Moc
         assert 1_000 <= typical <= 2_000  # waiting for ASR, then ASR
 
 
+async def test_as_many_as_are_processed_at_once_are_never_queued(autojump_clock: MockClock) -> None:
+    for ticks in range(20):  # between one fragment and the next
+        async with memory_server(scripted_models(slow_asr(1))) as server:
+            worker = await opened(server, max_inflight=3)
+            for number in range(4):
+                await send(worker, number)
+                for _ in range(ticks):
+                    await trio.lowlevel.checkpoint()
+            positions = [ack["queue_position"] for ack in worker.got("fragment:ack")]
+            assert positions == [0, 0, 0, 1], ticks
+
+
 async def test_backpressure_levels_and_recovery_are_the_contracts(autojump_clock: MockClock) -> None:
     async with memory_server(scripted_models(slow_asr(1)), Settings(asr_slots=1)) as server:
         worker = await opened(server, max_inflight=2, timeout_ms=30_000)
