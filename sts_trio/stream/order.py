@@ -92,7 +92,10 @@ class ResultOrder(Generic[T]):
     def _allow(self, fragment_id: str, number: int, turn: Turn) -> None:
         self._retryable[number] = (fragment_id, turn)
         if len(self._retryable) > MAX_RETRYABLE:
-            del self._retryable[next(iter(self._retryable))]
+            forgotten = next(iter(self._retryable))
+            del self._retryable[forgotten]
+            if forgotten == self.next_number:  # it must not become a gap
+                self.next_number += 1
 
     def finish(self, number: int, result: T) -> None:
         """A fragment that was admitted in order has its result."""

@@ -156,6 +156,16 @@ def test_a_flood_of_refusals_is_bounded() -> None:
     assert len(order._retryable) == MAX_RETRYABLE
 
 
+def test_numbers_refused_longer_ago_than_is_remembered_hold_nobody_up() -> None:
+    order = admitted(0)
+    finish(order, 0)
+    last = 3 * MAX_RETRYABLE
+    for number in range(1, last):
+        order.pass_over(f"f{number}", number)
+    order.admit("last", last)
+    assert finish(order, last) == [last]
+
+
 class Orders(RuleBasedStateMachine):
     """Any sequence of sends, refusals, completions and give-ups: order holds, and nothing accepted is lost."""
 
