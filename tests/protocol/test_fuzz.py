@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from protocol.dubbing import SERVER_EVENTS, WORKER_EVENTS, parse
 from protocol.engineio import Frame, Handshake, MessageReceived, ServerConnection
 from protocol.errors import PayloadError
-from protocol.packets import Decoder, Limits, SocketError, encode
 from protocol.socketio import ClientSocket, ConnectRequested, EventReceived, ServerSocket
+from protocol.socketio.packets import Decoder, Limits, SocketError, encode
 
 LIMITS = Limits(packet_bytes=2_000, values=200, nesting=8, namespace_characters=20)
 

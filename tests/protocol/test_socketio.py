@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.packets import Limits, Message, SocketError
 from protocol.socketio import (
     INVALID_NAMESPACE,
     AckReceived,
@@ -17,6 +16,7 @@ from protocol.socketio import (
     NotJoined,
     ServerSocket,
 )
+from protocol.socketio.packets import Limits, Message, SocketError
 
 PLACE = '{"_placeholder":true,"num":0}'
 

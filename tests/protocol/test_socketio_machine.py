@@ -8,7 +8,7 @@ no rule answers with events or `SocketError`, never with anything else.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import settings
@@ -22,7 +22,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from protocol.packets import Message, SocketError
 from protocol.socketio import (
     AckReceived,
     ClientSocket,
@@ -30,11 +29,15 @@ from protocol.socketio import (
     ConnectRefused,
     ConnectRequested,
     Disconnected,
-    Event,
     EventReceived,
     NotJoined,
     ServerSocket,
+    client,
+    server,
 )
+from protocol.socketio.packets import Message, SocketError
+
+Event: TypeAlias = server.Event | client.Event
 
 namespaces = st.sampled_from(["/", "/custom"])
 arguments = st.lists(st.integers(0, 9) | st.binary(max_size=3) | st.just({"a": [b"x"]}), max_size=2)
@@ -178,7 +181,7 @@ class RudePeer(RuleBasedStateMachine):
         self.asked: set[tuple[str, str]] = set()
         self.closed = False
 
-    def send(self, text: str) -> list[Event] | None:
+    def send(self, text: str) -> list[server.Event] | None:
         """The events, or None where the connection was closed."""
         try:
             return self.server.receive(text)
