@@ -24,6 +24,8 @@ Res = TypeVar("Res")
 
 _FADE_MS: Final = 10
 
+_KILL_INTERVAL_S: Final = 0.05
+
 
 @frozen
 class FunctionEngine(Generic[Req, Res]):
@@ -127,21 +129,27 @@ class _StretchEngine(FunctionEngine[StretchRequest, Samples]):
             with running:
                 return self.function(request)
 
+        returned = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_kill_when_cancelled, running)
+            nursery.start_soon(_kill_when_cancelled, running, returned)
             try:
                 answer: Samples | EngineFailure = await offload(work, request)
             except AudioError as error:
                 answer = EngineFailure(self.failure_code, error.reason)
-            nursery.cancel_scope.cancel()
+            finally:
+                returned.set()
         return answer
 
 
-async def _kill_when_cancelled(running: audio.Running) -> None:
+async def _kill_when_cancelled(running: audio.Running, returned: trio.Event) -> None:
     try:
-        await trio.sleep_forever()
+        await returned.wait()
     finally:
-        running.kill()
+        with trio.CancelScope(shield=True):
+            while not returned.is_set():  # the thread may have yet to start the command
+                running.kill()
+                with trio.move_on_after(_KILL_INTERVAL_S):
+                    await returned.wait()
 
 
 def _stretch(request: StretchRequest) -> Samples:
