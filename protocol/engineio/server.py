@@ -112,9 +112,8 @@ class ServerConnection(Connection):
         return encode_payload(packets)
 
     def payload_sent(self, now: float) -> None:
-        """The answer with `next_payload` has left."""
+        """The answer with `next_payload` has left. A ping's time runs from when it was due, whenever it was fetched."""
         if self._ping_in_payload:
-            self.piece_sent(now)
             self._ping_in_payload = self._ping_unsent = False
 
     def begin_post(self, content_type: str = "") -> None:
@@ -214,7 +213,7 @@ class ServerConnection(Connection):
             self._enqueue(Packet(PacketType.PING), first=True)
 
     def piece_sent(self, now: float) -> None:
-        """A piece of a frame or payload has just been sent.
+        """A piece of a frame has just been sent, or of a payload of which there is more.
 
         A client cannot answer a ping that it was not sent yet: as long as one waits behind what is being sent, the
         answer is due a timeout after the last piece. Without a ping it does nothing.

@@ -322,7 +322,7 @@ class Connection:
             self._changed()
 
     def piece_sent(self) -> None:
-        """A piece of a frame or of a poll's answer has left."""
+        """A piece of a frame has left, or of a poll's answer that goes on."""
         self._engine.piece_sent(trio.current_time())
         self._timer.deadline = self._deadline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Final
 
 import orjson
@@ -93,9 +94,10 @@ class _Payload(Response):
         with self._engine.carrying():
             await send(start)
             for at in range(0, len(body), PIECE):
-                piece = bytes(body[at : at + PIECE])
-                await send({"type": "http.response.body", "body": piece, "more_body": at + PIECE < len(body)})
-                self._connection.piece_sent()
+                piece, more = bytes(body[at : at + PIECE]), at + PIECE < len(body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+                if more:
+                    self._connection.piece_sent()
             self._connection.payload_sent()
 
 
@@ -117,10 +119,11 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     if int(request.headers.get("content-length", "0")) > max_bytes:
         raise too_large
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_bytes:
-            raise too_large
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > max_bytes:
+                raise too_large
     return bytes(body)
 
 
