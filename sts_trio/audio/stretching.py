@@ -81,5 +81,7 @@ def stretch(samples: Samples, sample_rate_hz: int, speed: float) -> Samples:
         stretched = pyrubberband.time_stretch(limited, sample_rate_hz, speed, rbargs={})  # it changes its rbargs
     except subprocess.CalledProcessError as error:
         raise AudioError(f"rubberband failed with exit status {error.returncode}") from error
+    except (OSError, RuntimeError) as error:  # what soundfile raises is a RuntimeError
+        raise AudioError(f"the temporary files for rubberband cannot be used, is the disk full? ({error})") from error
     # A handful of samples comes back as a scalar or with a tail of noise.
     return cut_or_pad(np.atleast_1d(stretched), int(len(samples) / speed + 0.5))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from fractions import Fraction
 from math import floor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,4 +113,19 @@ def test_a_missing_rubberband_names_its_package(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(AudioError, match="apt install rubberband-cli"):
         audio.check_rubberband()
     with pytest.raises(AudioError, match="apt install rubberband-cli"):
+        audio.stretch(tone(10)[:, 0], RATE, 1.5)
+
+
+def test_stretching_without_room_for_its_files_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(AudioError, match="temporary files"):
+        audio.stretch(tone(10)[:, 0], RATE, 1.5)
+
+
+def test_a_rubberband_that_writes_nothing_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = tmp_path / "rubberband"
+    idle.write_text("#!/bin/sh\n")
+    idle.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(AudioError, match="temporary files"):
         audio.stretch(tone(10)[:, 0], RATE, 1.5)
