@@ -21,6 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from protocol.engineio import CloseReason
 from protocol.errors import ErrorCode, Stage
 
 FRAGMENT_STATUSES: Final = ("success", "partial", "failed")
@@ -108,6 +109,12 @@ class Metrics:
 
         self.streams_active = Gauge("sts_streams_active", "Streams that are open.", registry=registry)
         self.connections = Gauge("sts_connections", "Workers' Socket.IO connections.", registry=registry)
+        self.connections_closed_total = Counter(
+            "sts_connections_closed_total",
+            "Socket.IO connections that ended, by why.",
+            ["reason"],
+            registry=registry,
+        )
         self.connections_refused_total = Counter(
             "sts_connections_refused_total",
             "Connections, sessions and handshakes over a limit, by which one.",
@@ -142,6 +149,8 @@ class Metrics:
                 self.fragment_errors_total.labels(stage=stage.value, error_code=code.value)
         for code in REFUSALS:
             self.fragments_refused_total.labels(error_code=code.value)
+        for why in CloseReason:
+            self.connections_closed_total.labels(reason=why.value)
         for reason in CONNECTION_REFUSALS:
             self.connections_refused_total.labels(reason=reason)
         for severity in BACKPRESSURE_SEVERITIES:

@@ -141,8 +141,8 @@ class Connection:
         self._timer = trio.CancelScope()
         self._receiver = make_receiver(self)
 
-    async def run(self) -> None:
-        """Keep the session's time, and see it to its end."""
+    async def run(self) -> Closed:
+        """Keep the session's time, and see it to its end; returns what that was."""
         try:
             while not self._ended.is_set():
                 with trio.CancelScope(deadline=self._deadline) as self._timer:
@@ -154,6 +154,7 @@ class Connection:
             log.info("connection_closed", address=self.address, reason=why.reason, detail=why.detail)
             with self._defects_end_it():
                 self._receiver.closed(why)
+        return why
 
     @property
     def transport(self) -> Transport:

@@ -152,7 +152,8 @@ class EngineService:
         with self.carrying():
             self._metrics.connections.inc()
             try:
-                await connection.run()
+                why = await connection.run()
+                self._metrics.connections_closed_total.labels(reason=why.reason.value).inc()
             finally:
                 del self._connections[connection.sid]
                 self._admission.release_session(host)

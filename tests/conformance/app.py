@@ -81,7 +81,7 @@ def engines(options: Options, metrics: Metrics, admission: Admission) -> dict[st
     """Both services by their paths."""
     settings = ConnectionSettings(
         max_message_bytes=options.max_payload,
-        stranger_message_bytes=options.max_payload,  # suites expect of a stranger's messages what they expect of others'
+        stranger_message_bytes=options.max_payload,  # suites expect no other limit
         ping_interval_s=options.ping_interval_ms / 1000,
         ping_timeout_s=options.ping_timeout_ms / 1000,
     )

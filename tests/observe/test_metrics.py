@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from protocol.engineio import CloseReason
 from protocol.errors import ErrorCode, Stage
 from sts_trio.observe.metrics import Metrics
 from sts_trio.server.admission import Reason
@@ -33,6 +34,7 @@ def test_every_promised_name_is_there_before_the_first_fragment() -> None:
         "sts_streams_active",
         "sts_connections",
         "sts_connections_refused_total",
+        "sts_connections_closed_total",
         "process_resident_memory_bytes",
         "python_info",
     } <= names
@@ -48,6 +50,8 @@ def test_known_labels_start_at_zero() -> None:
         assert values["sts_backpressure_events_total", (("severity", severity),)] == 0
     for reason in Reason:
         assert values["sts_connections_refused_total", (("reason", reason.value),)] == 0
+    for why in CloseReason:
+        assert values["sts_connections_closed_total", (("reason", why.value),)] == 0
     for stage in Stage:
         for code in ErrorCode:
             assert values["sts_fragment_errors_total", (("error_code", code.value), ("stage", stage.value))] == 0

@@ -647,3 +647,4 @@ async def test_connections_are_counted(autojump_clock: MockClock) -> None:
         await scene.worker.websocket.aclose()
         await trio.sleep(2)
         assert b"sts_connections 0.0" in scene.server.metrics.render()[0]
+        assert b'sts_connections_closed_total{reason="transport close"} 1.0' in scene.server.metrics.render()[0]
