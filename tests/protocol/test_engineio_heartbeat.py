@@ -140,7 +140,7 @@ def test_on_polling_the_ping_answers_the_held_poll() -> None:
     assert poll(connection) is None
     connection.tick(10.3)
     assert answer(connection, 10.35) == "2"
-    assert connection.deadline == pytest.approx(10.55)  # a timeout after it left
+    assert connection.deadline == pytest.approx(10.5)  # a timeout after it was due, whenever it was fetched
     connection.begin_post()
     assert list(connection.receive_payload(b"3", 10.4)) == []
     assert connection.deadline == pytest.approx(10.7)
@@ -159,7 +159,15 @@ def test_on_polling_a_payload_that_leaves_without_a_ping_puts_nothing_off() -> N
     assert poll(connection, 10.4) == "2"
     connection.send("hello")
     assert poll(connection, 10.5) == "4hello"
-    assert connection.deadline == pytest.approx(10.6)
+    assert connection.deadline == pytest.approx(10.5)
+
+
+def test_on_polling_a_client_that_fetches_its_ping_late_has_the_less_time_to_answer() -> None:
+    connection = polling_server()
+    connection.tick(10.3)
+    assert poll(connection, 10.499) == "2"
+    connection.tick(10.5)
+    assert connection.closed == Closed(CloseReason.PING_TIMEOUT)
 
 
 def test_on_polling_a_slow_payload_is_given_the_time_it_takes_to_leave() -> None:
@@ -171,10 +179,9 @@ def test_on_polling_a_slow_payload_is_given_the_time_it_takes_to_leave() -> None
     connection.piece_sent(10.45)
     assert connection.deadline == pytest.approx(10.65)
     connection.payload_sent(10.6)
-    assert connection.deadline == pytest.approx(10.8)
-    connection.piece_sent(10.7)
-    connection.payload_sent(10.7)
-    assert connection.deadline == pytest.approx(10.8)
+    assert connection.deadline == pytest.approx(10.65)
+    connection.piece_sent(10.64)  # of another payload: the ping has left
+    assert connection.deadline == pytest.approx(10.65)
 
 
 def test_the_heartbeat_goes_on_while_no_poll_is_held() -> None:

@@ -217,4 +217,4 @@ LARGEST = bisect_left(range(QUEUE_BYTES), True, key=lambda length: not fits(leng
 
 @pytest.mark.slow
 def test_two_ends_of_a_session_hold_together_whatever_the_network_does() -> None:
-    run_state_machine_as_test(Session, settings=settings(max_examples=150, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(Session, settings=settings(max_examples=80, stateful_step_count=30, deadline=None))

@@ -171,6 +171,16 @@ def test_finishing_takes_no_longer_than_it_may(make: Callable[[], End]) -> None:
     assert connection.closed == Closed(CloseReason.SHUTTING_DOWN, "not everything could be sent")
 
 
+@pytest.mark.parametrize("make", [server, client])
+def test_the_heartbeat_does_not_wait_for_a_session_that_finishes(make: Callable[[], End]) -> None:
+    connection = make()
+    connection.send("nobody reads this")
+    connection.finish(CloseReason.SHUTTING_DOWN, by=99.0)
+    connection.tick(10.3)
+    connection.tick(11.5)
+    assert connection.closed == Closed(CloseReason.PING_TIMEOUT)
+
+
 def test_pings_are_answered_while_finishing() -> None:
     connection = client()
     connection.send("hello")

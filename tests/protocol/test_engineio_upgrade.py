@@ -209,9 +209,32 @@ def test_the_client_moves_once_poll_and_post_are_done() -> None:
     assert connection.next_frame() is None
     assert connection.finish_upgrade() == "5"
     assert connection.transport is Transport.WEBSOCKET
+    assert not connection.wants_poll
+    assert connection.next_payload() is None
     assert sent(connection) == ["4second"]
     assert connection.receive("4hello", 11.2) == [MessageReceived("hello")]
     assert connection.finish_upgrade() is None
+
+
+def test_the_client_does_not_move_before_its_post_is_done() -> None:
+    connection = polling_client()
+    connection.send("first")
+    assert connection.next_payload() == "4first"
+    connection.begin_upgrade()
+    connection.receive_probe("3probe")
+    assert connection.finish_upgrade() is None
+    connection.payload_sent(11.1)
+    assert connection.finish_upgrade() == "5"
+
+
+def test_the_client_does_not_move_before_its_poll_is_done() -> None:
+    connection = polling_client()
+    connection.begin_poll()
+    connection.begin_upgrade()
+    connection.receive_probe("3probe")
+    assert connection.finish_upgrade() is None
+    list(connection.receive_payload("6", 11.1))
+    assert connection.finish_upgrade() == "5"
 
 
 def test_until_the_answer_to_the_probe_the_client_polls_and_posts_as_before() -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocol.dubbing import SERVER_EVENTS, WORKER_EVENTS, parse
-from protocol.engineio import Frame, Handshake, MessageReceived, ServerConnection
+from protocol.engineio import ClientConnection, Frame, Handshake, MessageReceived, ServerConnection
 from protocol.errors import PayloadError
-from protocol.socketio import ClientSocket, ConnectRequested, EventReceived, ServerSocket
+from protocol.socketio import ClientSocket, ConnectRequested, EventReceived, Message, RecoveryLog, ServerSocket
 from protocol.socketio.packets import Decoder, Limits, SocketError, encode
+
+from . import fuzz
+from .cases import cases
 
 LIMITS = Limits(packet_bytes=2_000, values=200, nesting=8, namespace_characters=20)
 
 pytestmark = pytest.mark.slow
+
+CASES = 600
 
 VALID = [
     "40",
@@ -55,6 +62,84 @@ def mutated(draw: st.DrawFn) -> Frame:
 
 
 frames = mutated() | st.lists(scraps, max_size=12).map("".join) | st.text(max_size=20) | st.binary(max_size=20)
+
+
+def test_hostile_bytes_harm_no_layer() -> None:
+    """For as long as one likes: ``python -m tests.protocol.fuzz``."""
+    for case in islice(cases(seed=1), CASES):
+        fuzz.run_within_bounds(case)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_case(case: bytes) -> None:
+    fuzz.run(case)
+
+
+def test_the_cases_of_a_seed_are_the_same_ones() -> None:
+    assert list(islice(cases(7), 50)) == list(islice(cases(7), 50)) != list(islice(cases(8), 50))
+
+
+def test_the_cases_get_through_to_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = set()
+
+    def watch(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            result = original(*args, **options)
+            if result is not None and result != []:
+                reached.add(name)
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    deep = {
+        "accept": ServerSocket,  # a CONNECT was understood
+        "ack": ServerSocket,  # an event
+        "since": RecoveryLog,
+        "next_payload": ServerConnection,
+        "receive_probe": ServerConnection,
+        "next_frame": ClientConnection,
+        "finish_upgrade": ClientConnection,
+        "receive": ClientSocket,
+        "parse": fuzz,  # the contract
+        "check_handshake": fuzz,
+    }
+    for name, owner in deep.items():
+        watch(owner, name)
+    for case in islice(cases(seed=1), CASES):
+        fuzz.run(case)
+    assert reached == set(deep)
+
+
+@pytest.mark.parametrize("defect", [IndexError("planted"), RecursionError("planted"), AssertionError("planted")])
+def test_a_defect_is_found_and_can_be_shown_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], defect: Exception
+) -> None:
+    receive = ServerSocket.receive
+
+    def defective(socket: ServerSocket, message: Message) -> Any:
+        if message == "1/custom,":
+            raise defect
+        return receive(socket, message)
+
+    monkeypatch.setattr(ServerSocket, "receive", defective)
+    with pytest.raises(type(defect), match="planted"):
+        fuzz.main(["--seconds", "60", "--seed", "1"])
+    case = capsys.readouterr().err.split()[-1]
+    with pytest.raises(type(defect), match="planted"):
+        fuzz.main(["--case", case])
+    monkeypatch.undo()
+    assert fuzz.main(["--case", case]) == 0
+
+
+def test_a_case_that_takes_too_much_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hoard(socket: ServerSocket, message: Message) -> list[object]:
+        return [bytes(fuzz.CASE_MEMORY)]
+
+    monkeypatch.setattr(ServerSocket, "receive", hoard)
+    with pytest.raises(fuzz.TooMuch):
+        fuzz.run_within_bounds(b"\x00t40")
 
 
 @settings(max_examples=300)

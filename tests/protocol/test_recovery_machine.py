@@ -27,6 +27,7 @@ from protocol.socketio import (
     RecoveryRequest,
     RecoveryStore,
     ServerSocket,
+    encode_event,
 )
 
 WINDOW_S = 10.0
@@ -224,7 +225,8 @@ class Recovery(RuleBasedStateMachine):
             case "recoverable" | "binary":
                 self.numbers += 1
                 extra = [b"x", {"y": b"y"}] if kind == "binary" else []
-                messages = session.socket.emit("/", "recoverable", self.numbers, *extra, session.log.next_offset())
+                args = [self.numbers, *extra, session.log.next_offset()]
+                messages = encode_event("/", "recoverable", args)
                 session.log.add(messages, self.now)
                 session.sent.append(self.numbers)
             case "volatile" if link is not None:
@@ -272,4 +274,4 @@ class Recovery(RuleBasedStateMachine):
 
 @pytest.mark.slow
 def test_a_client_misses_nothing_or_begins_anew() -> None:
-    run_state_machine_as_test(Recovery, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(Recovery, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
