@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..clients import npm
 from .worker import speak
 
 pytestmark = pytest.mark.slow
@@ -37,14 +37,9 @@ def test_the_python_worker(server: int) -> None:
     check(asyncio.run(namespace["dub"](f"http://127.0.0.1:{server}", speak(TEXT, 16_000, 1).tobytes())))
 
 
-@pytest.mark.skipif(shutil.which("npm") is None, reason="needs node and npm for socket.io-client")
+@pytest.mark.skipif(npm.MISSING is not None, reason=str(npm.MISSING))
 def test_the_javascript_worker(server: int, tmp_path: Path) -> None:
-    folder = ROOT / "build" / "npm"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "package.json").write_text(json.dumps({"type": "module", "private": True}))
-    if not (folder / "node_modules" / "socket.io-client").is_dir():
-        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "socket.io-client@4"]
-        subprocess.run(install, cwd=folder, check=True, timeout=180)
+    folder = npm.install()
     pcm, out = tmp_path / "speech.pcm", tmp_path / "results.json"
     pcm.write_bytes(speak(TEXT, 16_000, 1).tobytes())
     (folder / "worker.mjs").write_text(snippet("javascript"))

@@ -1,9 +1,7 @@
-"""Real sockets: python-socketio's own client, plain HTTP clients, and what only a kernel does to a connection."""
+"""Real sockets, for what only a kernel does to a connection."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,29 +21,21 @@ pytestmark = pytest.mark.slow
 
 
 @define
-class Echo:
-    """Lets the right token in, sends ``echo`` back, answers callbacks with their argument, obeys ``goodbye``."""
+class Flooding:
+    """Floods who asks for it."""
 
     gone: CloseReason | None = None
     ended: trio.Event = field(factory=trio.Event)
 
     def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
-        return None if auth.get("token") == "right" else Refusal("no", {"code": "AUTH_FAILED"})
+        return None
 
     def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
         pass
 
     def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
-        match event:
-            case "echo":
-                peer.emit("echo", args[0])
-            case "flood":
-                while not peer.closed:
-                    peer.emit("flood", "a" * 100_000)
-            case "goodbye":
-                peer.close()
-            case "ask":
-                return (args[0],)
+        while not peer.closed:
+            peer.emit("flood", "a" * 100_000)
         return ()
 
     def disconnected(self, peer: Peer, reason: CloseReason) -> None:
@@ -54,31 +44,11 @@ class Echo:
 
 
 @asynccontextmanager
-async def listening(application: Echo, settings: ConnectionSettings | None = None) -> AsyncIterator[int]:
+async def listening(application: Flooding, settings: ConnectionSettings | None = None) -> AsyncIterator[int]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with serving(application, settings=settings, listener=listener):
         with trio.fail_after(60):
             yield listener.socket.getsockname()[1]
-
-
-async def test_a_python_socketio_worker_with_its_default_settings_on_websocket() -> None:
-    application = Echo()
-    async with listening(application) as port:
-        command = [sys.executable, "-m", "tests.server.socketio_worker", f"http://127.0.0.1:{port}"]
-        worker = await trio.run_process(command, capture_stdout=True)
-    seen = json.loads(worker.stdout)
-    assert seen.pop("sid")
-    assert seen == {
-        "refusal": [{"message": "no", "data": {"code": "AUTH_FAILED"}}],
-        "echo": {"text": "ñ", "n": [1, 2.5, None]},
-        "binary": ["00ff", 100_000],
-        "callback": {"n": 1},
-        "binary callback": "0203",
-        "big": True,
-        "burst": True,
-        "comes back": False,
-    }
-    assert application.gone is CloseReason.SERVER_CLOSE
 
 
 async def exchange(port: int, request: bytes) -> Answer:
@@ -92,7 +62,7 @@ async def open_worker(port: int) -> trio.SocketStream:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     await stream.send_all(WORKER)
     await stream.receive_some()
-    await say(stream, b'40{"token":"right"}')
+    await say(stream, b"40")
     received = b""
     while b"40{" not in received:
         received += await stream.receive_some()
@@ -104,7 +74,7 @@ async def say(stream: trio.SocketStream, text: bytes) -> None:
 
 
 async def test_plain_http_on_the_same_port() -> None:
-    async with listening(Echo()) as port:
+    async with listening(Flooding()) as port:
         answer = await exchange(port, HEALTH)
         assert (answer.status, answer.json["status"]) == (200, "healthy")
 
@@ -119,12 +89,12 @@ async def test_plain_http_on_the_same_port() -> None:
 )
 async def test_a_refusal_arrives_although_the_client_is_still_sending(request_bytes: bytes, status: int) -> None:
     """The kernel resets a connection that is closed with unread bytes, and a reset throws answers away."""
-    async with listening(Echo()) as port:
+    async with listening(Flooding()) as port:
         assert (await exchange(port, request_bytes)).status == status
 
 
 async def test_a_worker_that_stops_reading_is_disconnected_and_others_are_served() -> None:
-    application = Echo()
+    application = Flooding()
     async with (
         listening(application, ConnectionSettings(send_queue_bytes=4 * 2**20)) as port,
         await open_worker(port) as stream,
@@ -136,7 +106,7 @@ async def test_a_worker_that_stops_reading_is_disconnected_and_others_are_served
 
 
 async def test_a_worker_whose_connection_is_reset_is_gone() -> None:
-    application = Echo()
+    application = Flooding()
     async with listening(application) as port:
         stream = await open_worker(port)
         stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -147,7 +117,7 @@ async def test_a_worker_whose_connection_is_reset_is_gone() -> None:
 
 async def test_too_large_a_message_is_answered_1009_while_it_is_still_coming() -> None:
     async with (
-        listening(Echo(), ConnectionSettings(max_message_bytes=100_000)) as port,
+        listening(Flooding(), ConnectionSettings(max_message_bytes=100_000)) as port,
         await open_worker(port) as stream,
     ):
         await stream.send_all(b"\x81\xff" + (4_000_000).to_bytes(8, "big") + b"\0\0\0\0" + b"a" * 4_000_000)
