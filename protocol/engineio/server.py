@@ -78,6 +78,11 @@ class ServerConnection(Connection):
 
     # -------------------------------------------------------------------------------------- polling
 
+    @property
+    def is_polled(self) -> bool:
+        """Whether a GET is held."""
+        return self._polling
+
     def begin_poll(self) -> None:
         """A GET has come: answer it with `next_payload`, and close the connection where its client goes away first.
 

@@ -1,11 +1,12 @@
 """One port for WebSockets and plain HTTP.
 
-The door reads the head of a connection's first and only request, decides who serves it, and hands on a stream that
-replays what was read. So every head is read twice: here, and by who serves it. The rule that keeps this safe:
+The door reads the head of a request, decides who serves it, and hands on a stream that replays what was read. So every
+head is read twice: here, and by who serves it. The rule that keeps this safe:
 
     Whatever two readers of one request could understand differently, the door refuses. One version (HTTP/1.1, and 1.0
     for plain requests), one way to say how long the body is, one form of target, one protocol to upgrade to; an upgrade
-    has no body and nothing behind its head. A connection carries one request.
+    has no body and nothing behind its head. A connection may carry one request after the other, but where one ends is
+    decided once: who serves it is shown no byte of the next, and the door reads that one's head as it read the first.
 
 Each connection has a task of its own, and whatever goes wrong in it is logged and ends there. `Admission` says how many
 there are, and each has `HEAD_TIMEOUT_S`, a TLS handshake included, to say what it wants in at most `HEAD_BYTES`.
@@ -33,7 +34,7 @@ from ..observe.metrics import Metrics
 from .admission import Admission
 from .connection import Connection
 from .engine import EngineService, denied
-from .http import create_app, serve_http
+from .http import KEEP_ALIVE_S, create_app, serve_http
 from .polling import polling
 from .refused import Refused
 from .tls import PLAIN_ANSWER, SpokenPlainly, TLSTransport, accept_tls
@@ -119,26 +120,28 @@ class Door:
     async def _answer(self, accepted: trio.SocketStream, host: str, address: str) -> None:
         transport: Stream = accepted
         deadline = trio.current_time() + HEAD_TIMEOUT_S
+        unread: bytes | None = b""
         try:
             if self._tls is not None:
                 transport = await _encrypt(accepted, self._tls, deadline, address)
-            with trio.fail_at(deadline):
-                head = await _read_head(transport)
-            if not _check_framing(head):
-                await serve_http(AcceptedStream(transport, head.raw), self._app)
-                return
-            engine, session = self._check_websocket(head.request)
-            connection = session or engine.open(Transport.WEBSOCKET, host, address)
+            while unread is not None:
+                head = await _read_head(transport, unread, deadline)
+                if _check_framing(head):
+                    engine, session = self._check_websocket(head.request)
+                    connection = session or engine.open(Transport.WEBSOCKET, host, address)
+                    stream = AcceptedStream(transport, head.raw)
+                    await engine.serve_websocket(stream, connection, is_new=session is None)
+                    return
+                keep_alive = _wants_keep_alive(head.request)
+                unread = await serve_http(AcceptedStream(transport, head.raw), self._app, keep_alive=keep_alive)
+                if unread == b"":
+                    unread = await _wait_for_more(transport)
+                deadline = trio.current_time() + HEAD_TIMEOUT_S
         except _Gone:
-            return
-        except trio.TooSlowError:
-            await _refuse(transport, Refused(408, f"no request within {HEAD_TIMEOUT_S:g} s"))
             return
         except Refused as refusal:
             log.debug("request_refused", address=address, status=refusal.status, body=refusal.body)
             await _refuse(transport, refusal)
-            return
-        await engine.serve_websocket(AcceptedStream(transport, head.raw), connection, is_new=session is None)
 
     def _check_websocket(self, request: h11.Request) -> tuple[EngineService, Connection | None]:
         """Everything about a WebSocket handshake that can be refused, before trio-websocket sees it.
@@ -195,16 +198,33 @@ async def _encrypt(accepted: trio.SocketStream, context: ssl.SSLContext, deadlin
         raise _Gone from None
 
 
-async def _read_head(transport: Stream) -> _Head:
+async def _wait_for_more(transport: Stream) -> bytes | None:
+    """The beginning of a connection's next request; None where it is closed, for there is none."""
+    data = b""
+    with trio.move_on_after(KEEP_ALIVE_S):
+        try:
+            data = bytes(await transport.receive_some(HEAD_BYTES))
+        except trio.BrokenResourceError:
+            raise _Gone from None
+    if not data:
+        await AcceptedStream(transport, b"").aclose()
+    return data or None
+
+
+async def _read_head(transport: Stream, unread: bytes, deadline: float) -> _Head:
+    """Read a request's head, of which `unread` may be the beginning, or more than that."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
-    raw = bytearray()
+    raw = bytearray(unread)
+    if unread:  # nothing would mean that the client has left
+        parser.receive_data(unread)
     try:
-        while (event := parser.next_event()) is h11.NEED_DATA:
-            if len(raw) == HEAD_BYTES:
-                raise Refused(431, f"request head over {HEAD_BYTES} bytes")
-            data = await transport.receive_some(HEAD_BYTES - len(raw))
-            raw += data
-            parser.receive_data(bytes(data))
+        with trio.fail_at(deadline):
+            while (event := parser.next_event()) is h11.NEED_DATA:
+                if len(raw) >= HEAD_BYTES:
+                    raise Refused(431, f"request head over {HEAD_BYTES} bytes")
+                data = await transport.receive_some(HEAD_BYTES - len(raw))
+                raw += data
+                parser.receive_data(bytes(data))
         if not isinstance(event, h11.Request):
             raise _Gone
         ended = not _has_body(event) and parser.next_event()
@@ -213,6 +233,8 @@ async def _read_head(transport: Stream) -> _Head:
         raise Refused(error.error_status_hint, str(error)) from None
     except trio.BrokenResourceError:
         raise _Gone from None
+    except trio.TooSlowError:
+        raise Refused(408, f"no request within {HEAD_TIMEOUT_S:g} s") from None
 
 
 def _check_framing(head: _Head) -> bool:
@@ -247,6 +269,12 @@ def _check_framing(head: _Head) -> bool:
     if head.has_more:
         raise Refused(400, "nothing may follow the head of an upgrade")
     return True
+
+
+def _wants_keep_alive(request: h11.Request) -> bool:
+    """Whether the client may send another request on the connection (RFC 9112, 9.3)."""
+    options = b",".join(_values(request, b"connection")).lower().split(b",")
+    return request.http_version == b"1.1" and b"close" not in [option.strip() for option in options]
 
 
 def _has_body(request: h11.Request) -> bool:

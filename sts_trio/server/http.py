@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from ..observe.metrics import Metrics
 from .websocket import AcceptedStream
@@ -90,89 +91,146 @@ async def _show_defect(request: Request, error: Exception) -> Response:
 WRITE_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 10.0
 
+KEEP_ALIVE_S: Final = 5.0
+"""How long a connection waits for its next request. Clients are told, so that they send none into its closing."""
+
+KEEP_ALIVE: Final = (b"keep-alive", b"timeout=%d" % KEEP_ALIVE_S)
+CLOSE: Final = (b"connection", b"close")
+
 _CONFIG: Final = Config()
-_CONFIG.keep_alive_max_requests = 0  # a later request on the connection would never be seen by the door
 _CONFIG.errorlog = logging.getLogger("hypercorn.error")
 _CONFIG.include_server_header = False
 
 
-async def serve_http(stream: AcceptedStream, app: Starlette) -> None:
-    """Let hypercorn answer the one request on `stream`, which is closed afterwards.
+async def serve_http(stream: AcceptedStream, app: Starlette, *, keep_alive: bool) -> bytes | None:
+    """Let hypercorn answer the one request on `stream`.
 
     hypercorn has no public way to serve a connection that somebody else accepted: this adapter is the only place that
     knows its insides, and a test holds it to them.
+
+    Args:
+        keep_alive: whether the client wants to send another request.
+
+    Returns:
+        what was read behind the request, where the connection can carry another; None where `stream` is closed.
     """
+    request = _OneRequest(stream, keep_alive)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_abort_when_cancelled, stream)
-        server = TCPServer(
-            wrap_app(app, 0, "asgi"),  # type: ignore[arg-type]  # they spell ASGI's types differently
-            _CONFIG,
-            WorkerContext(None),
-            ConnectionState({}),
-            _OneRequest(stream),  # type: ignore[arg-type]
-        )
-        await server.run()
+        nursery.start_soon(_abort_when_cancelled, request)
+        with request.exchange:
+            server = TCPServer(
+                wrap_app(request.wrap(app), 0, "asgi"),
+                _CONFIG,
+                WorkerContext(None),
+                ConnectionState({}),
+                request,  # type: ignore[arg-type]
+            )
+            await server.run()
         nursery.cancel_scope.cancel()
+    return request.unread if request.is_answered else None
 
 
-async def _abort_when_cancelled(stream: AcceptedStream) -> None:
+async def _abort_when_cancelled(request: _OneRequest) -> None:
     """hypercorn shields its writes: only a socket that closes under one ends it."""
     try:
         await trio.sleep_forever()
     finally:
-        await stream.abort()
+        if not request.is_answered:
+            await request.stream.abort()
 
 
 class _OneRequest:
-    """`AcceptedStream` as hypercorn sees it: it ends with the first request, and no piece of one takes for ever.
+    """`AcceptedStream` as hypercorn sees it: one request, of which no piece takes for ever, and nothing behind it.
 
-    Once the request is read nothing is expected any more but the client's leaving, and for that it has all the time.
+    Once the request is read nothing is expected any more but the client's leaving, and for that it has all the time. A
+    client may send its next request without waiting for the answer; hypercorn is not shown it.
 
-    A client may send its next request without waiting for the answer. hypercorn would lose that answer; ours closes the
-    connection, which tells the client to ask again (RFC 9112, 9.3.2).
+    Attributes:
+        exchange: what hypercorn runs in; cancelled when the answer is complete and the connection can be used again.
+        is_answered: that has come to pass.
+        unread: what came behind the request.
     """
 
-    def __init__(self, stream: AcceptedStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: AcceptedStream, keep_alive: bool) -> None:
+        self.stream = stream
+        self.exchange = trio.CancelScope()
+        self.is_answered = False
+        self.unread = b""
+        self._keep_alive = keep_alive
         self._parser = h11.Connection(h11.SERVER)
-        self._complete = False
+        self._is_read = False
+        self._has_ended = False  # the client says no more, or the connection is closed
         self.socket = stream.socket
-        self.send_eof = stream.send_eof
-        self.aclose = stream.aclose
         if stream.encrypted:  # hypercorn then takes it for a trio.SSLStream, and tells the application https
             self.transport_stream = stream
             self.do_handshake = trio.lowlevel.checkpoint
             self.selected_alpn_protocol = lambda: "http/1.1"
 
+    def wrap(self, app: Starlette) -> Any:
+        """`app`, which says how it goes on with the connection, and when it is done with it."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_on(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message.get("headers", ()), KEEP_ALIVE if self._can_go_on else CLOSE]
+                await send(message)
+
+            await app(scope, receive, send_on)
+            if self._can_go_on:
+                self.is_answered = True
+                self.exchange.cancel()
+
+        return answer
+
+    @property
+    def _can_go_on(self) -> bool:
+        return self._keep_alive and self._is_read and not self._has_ended
+
+    async def send_eof(self) -> None:
+        if not self.is_answered:
+            self._has_ended = True
+            await self.stream.send_eof()
+
+    async def aclose(self) -> None:
+        if not self.is_answered:
+            self._has_ended = True
+            await self.stream.aclose()
+
     async def receive_some(self, max_bytes: int) -> bytes:
         while data := await self._receive(max_bytes):
-            if data := self._cut(bytes(data)):
+            if self._is_read:
+                self.unread += data
+            elif data := self._cut(bytes(data)):
                 return bytes(data)
+        self._has_ended = True
         return b""
 
     async def _receive(self, max_bytes: int) -> bytes | bytearray:
+        if self.unread:
+            await trio.sleep_forever()  # until the answer is complete; the client waits for it, too
         try:
-            with trio.fail_after(math.inf if self._complete else READ_TIMEOUT_S):
-                return await self._stream.receive_some(max_bytes)
+            with trio.fail_after(math.inf if self._is_read else READ_TIMEOUT_S):
+                return await self.stream.receive_some(max_bytes)
         except trio.TooSlowError:
             raise trio.BrokenResourceError("the client does not send what it began") from None
 
     def _cut(self, data: bytes) -> bytes:
         """The part of `data` that belongs to the request. What is no HTTP is left for hypercorn to refuse."""
-        if self._complete:
-            return b""
         self._parser.receive_data(data)
         try:
-            while not self._complete and (event := self._parser.next_event()) is not h11.NEED_DATA:
-                self._complete = isinstance(event, h11.EndOfMessage)
+            while not self._is_read and (event := self._parser.next_event()) is not h11.NEED_DATA:
+                self._is_read = isinstance(event, h11.EndOfMessage)
         except h11.RemoteProtocolError:
             return data
-        return data[: len(data) - len(self._parser.trailing_data[0])] if self._complete else data
+        if not self._is_read:
+            return data
+        self.unread = bytes(self._parser.trailing_data[0])
+        return data[: len(data) - len(self.unread)]
 
     async def send_all(self, data: bytes) -> None:
         try:
             with trio.fail_after(WRITE_TIMEOUT_S):
-                await self._stream.send_all(data)
+                await self.stream.send_all(data)
         except trio.TooSlowError:
-            await self._stream.abort()  # whoever waits to hear from it need not wait any more
+            await self.stream.abort()  # whoever waits to hear from it need not wait any more
             raise trio.BrokenResourceError("the client does not read") from None

@@ -89,7 +89,7 @@ async def test_plain_http_is_answered_and_ended_with_close_notify(
 ) -> None:
     async with serving(Nobody(), tls=identity.server) as server:
         client = encrypted(server.network.connect(), identity.client)
-        await client.send_all(HEALTH)
+        await client.send_all(HEALTH[:-2] + b"Connection: close\r\n\r\n")
         answer = await read_answer(client)  # until the end, which must be one
         assert (answer.status, answer.json["status"]) == (200, "healthy")
         assert client.version() in ("TLSv1.2", "TLSv1.3")

@@ -1,0 +1,387 @@
+"""Long-polling where it meets the network and the application: slow clients, overtaking, limits, stopping, CORS."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+import trio
+import trio.testing
+from attrs import define, field
+from trio.testing import MockClock
+
+from protocol.engineio import CloseReason
+from sts_trio.server.admission import Admission, AdmissionLimits
+from sts_trio.server.connection import OVERTAKING_S, ConnectionSettings
+from sts_trio.server.sockets import SocketSettings
+
+from .memory import Answer, Server, SlowLink, read_answer, serving
+from .test_connection import Recorder
+
+TARGET = "/socket.io/?EIO=4&transport=polling"
+
+
+def request(method: str, target: str, headers: str = "", body: bytes = b"") -> bytes:
+    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    return head.encode() + body
+
+
+@define
+class Client:
+    """One session, each request on a connection of its own."""
+
+    server: Server
+    target: str = TARGET
+    opened: dict[str, Any] = field(factory=dict)
+
+    async def open(self) -> None:
+        answer = await self.poll()
+        assert answer.status == 200, answer
+        self.opened = orjson.loads(answer.body[1:])
+        self.target = f"{TARGET}&sid={self.opened['sid']}"
+
+    async def join(self) -> None:
+        await self.open()
+        assert (await self.post(b"40")).body == b"ok"
+        assert (await self.poll()).body.startswith(b"40{")
+
+    async def poll(self) -> Answer:
+        return await self.server.request(request("GET", self.target))
+
+    async def post(self, body: bytes) -> Answer:
+        return await self.server.request(request("POST", self.target, body=body))
+
+
+@asynccontextmanager
+async def joined(**settings: Any) -> AsyncIterator[tuple[Client, Recorder]]:
+    application = Recorder()
+    async with serving(application, **settings) as server:
+        client = Client(server)
+        await client.join()
+        yield client, application
+
+
+async def test_a_worker_may_stay_on_long_polling(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        assert client.opened["upgrades"] == ["websocket"]
+        assert (await client.post('42["echo","ñ"]'.encode())).status == 200
+        answer = await client.poll()
+        assert answer.body.decode() == '42["echo","ñ"]'
+        assert answer.headers["content-type"] == "text/plain; charset=UTF-8"
+        assert answer.headers["cache-control"] == "no-store"
+        application.peers[0].emit("blob", b"\x00\xff")
+        assert (await client.poll()).body == b'451-["blob",{"_placeholder":true,"num":0}]\x1ebAP8='
+
+
+async def test_a_goodbye_that_overtakes_the_poll_leaves_it_answered(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        answers: dict[str, Answer] = {}
+
+        async def leave() -> None:
+            answers["post"] = await client.post(b"41\x1e1")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave)
+            await trio.sleep(OVERTAKING_S / 2)
+            answers["poll"] = await client.poll()
+        assert (answers["post"].body, answers["poll"].body) == (b"ok", b"6")
+        assert (await client.poll()).status == 400
+        assert [reason for _, reason in application.gone] == [CloseReason.CLIENT_CLOSE]
+
+
+async def test_a_goodbye_without_a_poll_ends_the_session_all_the_same(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        started = trio.current_time()
+        assert (await client.post(b"1")).body == b"ok"
+        assert trio.current_time() <= started + OVERTAKING_S + 0.001
+        assert (await client.poll()).json == {"code": 1, "message": "Session ID unknown"}
+        assert len(application.gone) == 1
+
+
+async def test_a_client_that_takes_long_for_an_answer_is_not_dead(autojump_clock: MockClock) -> None:
+    """The ping is in the middle of an answer that takes a minute at 20 kB/s."""
+    async with joined(settings=ConnectionSettings(ping_interval_s=5, ping_timeout_s=10)) as (client, application):
+        application.peers[0].emit("big", "x" * 1_200_000)
+        slow = client.server.network.connect(lambda: SlowLink.pair(20_000))
+        await slow.send_all(request("GET", client.target))
+        started = trio.current_time()
+        answer = await read_answer(slow)
+        assert trio.current_time() - started > 55
+        assert len(answer.body) > 1_200_000
+        ping = await client.poll()
+        assert ping.body == b"2"
+        assert (await client.post(b"3")).status == 200
+        assert application.gone == []
+
+
+async def test_a_client_that_does_not_read_its_answer_is_dead(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        application.peers[0].emit("big", "x" * 1_200_000)
+        stream = client.server.network.connect(trio.testing.lockstep_stream_pair)
+        await stream.send_all(request("GET", client.target))
+        await trio.sleep(60)
+        assert [reason for _, reason in application.gone] == [CloseReason.PING_TIMEOUT]
+
+
+async def test_a_post_that_is_broken_off_ends_the_session_and_frees_its_poll(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application), trio.open_nursery() as nursery:
+        held: list[Answer] = []
+
+        async def hold() -> None:
+            held.append(await client.poll())
+
+        nursery.start_soon(hold)
+        await trio.testing.wait_all_tasks_blocked()
+        stream = client.server.network.connect()
+        await stream.send_all(request("POST", client.target, body=b"42[" + b"1" * 1_000)[:-500])
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [answer.body for answer in held] == [b"1"]
+        assert [reason for _, reason in application.gone] == [CloseReason.TRANSPORT_CLOSE]
+
+
+async def test_a_session_that_ends_does_not_wait_for_a_slow_post(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        stream = client.server.network.connect()
+        await stream.send_all(request("POST", client.target, body=b"4x" * 100)[:-1])
+        await trio.testing.wait_all_tasks_blocked()
+        application.peers[0].close()
+        assert (await client.poll()).body == b"41\x1e1"
+        assert (await read_answer(stream)).status == 400
+
+
+async def test_a_large_post_gives_others_their_turn(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            before = turns
+            answer = await client.post(b"\x1e".join(b'42["n",%d]' % number for number in range(5_000)))
+            assert turns - before > 100
+            nursery.cancel_scope.cancel()
+        assert answer.body == b"ok"
+        assert application.events == [("n", (number,)) for number in range(5_000)]
+
+
+async def test_what_the_application_raises_ends_the_session_and_frees_its_poll(autojump_clock: MockClock) -> None:
+    def fail(peer: Any, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
+        raise RuntimeError("defect")
+
+    async with joined() as (client, application):
+        application.on_event = fail
+        assert (await client.post(b'42["x"]')).status == 400
+        assert (await client.poll()).status == 400
+        assert [reason for _, reason in application.gone] == [CloseReason.SERVER_CLOSE]
+
+
+async def test_shutting_down_answers_the_poll_with_what_is_queued_and_a_close(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application), trio.open_nursery() as nursery:
+        application.peers[0].emit("last", 1)
+        nursery.start_soon(client.server.engine.disconnect_all)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await client.poll()).body == b'42["last",1]\x1e1'
+        assert trio.current_time() < 1
+        refused = Client(client.server)
+        assert (await refused.poll()).status == 503
+    assert [reason for _, reason in application.gone] == [CloseReason.SHUTTING_DOWN]
+
+
+async def test_shutting_down_does_not_wait_long_for_who_does_not_poll(autojump_clock: MockClock) -> None:
+    async with joined() as (client, application):
+        started = trio.current_time()
+        await client.server.engine.disconnect_all()
+        assert trio.current_time() - started == pytest.approx(5)
+        assert len(application.gone) == 1
+
+
+async def test_sessions_are_limited_although_they_hold_no_connection(autojump_clock: MockClock) -> None:
+    admission = Admission(AdmissionLimits(connections=10, connections_per_address=2))
+    async with serving(Recorder(), admission=admission) as server:
+        first, second, third = Client(server), Client(server), Client(server)
+        await first.open()
+        await second.open()
+        await trio.sleep(1)  # that its handshake is not the one too many
+        refused = await third.poll()
+        assert refused.status == 429
+        assert refused.headers["retry-after"] == "10"
+        assert (await first.post(b"1")).status == 200
+        await third.open()
+        assert admission.sessions == 2
+
+
+async def test_a_stranger_may_post_nothing_large_and_lives_on(autojump_clock: MockClock) -> None:
+    async with serving(Recorder()) as server:
+        client = Client(server)
+        await client.open()
+        assert (await client.post(b"4" + b"x" * 2**16)).status == 413
+        await client.post(b"40")
+        assert (await client.poll()).body.startswith(b"40")
+        assert (await client.post(b'42["echo","' + b"x" * 2**16 + b'"]')).status == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "HEAD"])
+async def test_only_get_and_post_are_spoken(autojump_clock: MockClock, method: str) -> None:
+    async with joined() as (client, application):
+        stream = client.server.network.connect()
+        await stream.send_all(request(method, client.target))
+        received = await stream.receive_some()
+        assert received.startswith(b"HTTP/1.1 405")
+        assert application.gone == []
+
+
+# -------------------------------------------------------------------------------------- pages of other origins
+
+
+async def ask(server: Server, method: str, origin: str, headers: str = "") -> Answer:
+    return await server.request(request(method, TARGET, f"Origin: {origin}\r\n{headers}"))
+
+
+async def test_without_configuration_no_page_of_another_origin_may_read(autojump_clock: MockClock) -> None:
+    async with serving(Recorder()) as server:
+        answer = await ask(server, "GET", "https://page.example")
+        assert answer.status == 200
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert (await ask(server, "OPTIONS", "https://page.example")).status == 400
+
+
+async def test_configured_pages_may_and_others_are_refused(autojump_clock: MockClock) -> None:
+    async with serving(Recorder(), origins=("https://page.example",)) as server:
+        answer = await ask(server, "GET", "https://page.example")
+        assert answer.status == 200
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+        assert answer.headers["vary"] == "Origin"
+        preflight = await ask(
+            server, "OPTIONS", "https://page.example", "Access-Control-Request-Headers: X-Stream-ID\r\n"
+        )
+        assert (preflight.status, preflight.body) == (204, b"")
+        assert preflight.headers["access-control-allow-methods"] == "GET, POST"
+        assert preflight.headers["access-control-allow-headers"] == "X-Stream-ID"
+        for method in ("GET", "OPTIONS"):
+            refused = await ask(server, method, "https://other.example")
+            assert (refused.status, refused.json) == (403, {"code": 4, "message": "Forbidden"})
+            assert "access-control-allow-origin" not in refused.headers
+        websocket = await server.request(
+            b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nOrigin: https://other.example\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert websocket.status == 403
+        assert (await server.request(request("GET", TARGET))).status == 200  # who is no page has no origin
+
+
+async def test_any_page_may_where_that_is_configured(autojump_clock: MockClock) -> None:
+    async with serving(Recorder(), origins=("*",)) as server:
+        answer = await ask(server, "GET", "https://page.example")
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "*")
+
+
+# -------------------------------------------------------------------------------------- recovery
+
+
+async def test_the_application_does_not_notice_that_a_client_was_away(autojump_clock: MockClock) -> None:
+    application = Recorder()
+    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+        client = Client(server)
+        await client.open()
+        await client.post(b"40")
+        body = (await client.poll()).body
+        state = orjson.loads(body[2:])
+        (peer,) = application.peers
+        peer.emit("n", 1)
+        offset = orjson.loads((await client.poll()).body[2:])[-1]
+        await client.post(b"1")
+        await trio.sleep(30)
+        assert not peer.closed
+        peer.emit("n", 2)
+
+        drained = trio.Event()
+
+        async def drain() -> None:
+            await peer.drained()
+            drained.set()
+
+        server.nursery.start_soon(drain)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not drained.is_set()
+
+        back = Client(server)
+        await back.open()
+        await back.post(b"40" + orjson.dumps({"pid": state["pid"], "offset": offset}))
+        missed, answer = (await back.poll()).body.split(b"\x1e")
+        assert orjson.loads(missed[2:])[:2] == ["n", 2]
+        assert orjson.loads(answer[2:]) == state
+        await trio.testing.wait_all_tasks_blocked()
+        assert drained.is_set()
+        assert application.peers == [peer]
+        assert application.gone == []
+
+
+async def test_who_does_not_come_back_in_time_is_gone(autojump_clock: MockClock) -> None:
+    application = Recorder()
+    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+        client = Client(server)
+        await client.join()
+        await client.post(b"1")
+        (peer,) = application.peers
+        left = trio.current_time()
+        await trio.sleep(59.9)
+        assert application.gone == []
+        await trio.sleep(0.2)
+        assert [id for id, _ in application.gone] == [peer.id]
+        assert peer.closed
+        assert trio.current_time() - left < 61
+
+
+async def test_a_stop_gives_up_who_is_away(autojump_clock: MockClock) -> None:
+    application = Recorder()
+    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+        client = Client(server)
+        await client.join()
+        await client.post(b"1")
+        server.engine.drain()
+        assert len(application.gone) == 1
+
+
+async def test_an_application_may_close_who_is_away(autojump_clock: MockClock) -> None:
+    application = Recorder()
+    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+        client = Client(server)
+        await client.join()
+        await client.post(b"1")
+        application.peers[0].close()
+        assert [reason for _, reason in application.gone] == [CloseReason.SERVER_CLOSE]
+        await trio.sleep(120)
+        assert len(application.gone) == 1
+
+
+async def test_a_client_may_come_back_before_its_old_connection_is_known_to_be_dead(
+    autojump_clock: MockClock,
+) -> None:
+    application = Recorder()
+    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+        old = Client(server)
+        await old.open()
+        await old.post(b"40")
+        state = orjson.loads((await old.poll()).body[2:])
+        (peer,) = application.peers
+        peer.emit("n", 1)
+        offset = orjson.loads((await old.poll()).body[2:])[-1]
+        peer.emit("n", 2)  # it never polls again
+        back = Client(server)
+        await back.open()
+        await back.post(b"40" + orjson.dumps({"pid": state["pid"], "offset": offset}))
+        assert b'["n",2,' in (await back.poll()).body
+        assert (await old.poll()).status == 400
+        assert application.gone == []
+        peer.emit("n", 3)
+        assert b'["n",3,' in (await back.poll()).body
