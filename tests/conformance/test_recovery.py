@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from ..server.memory import Server
 from .app import Options, serving
+from .conftest import watched
 from .sessions import TRANSPORTS, Polling, Session, connect, open_session, placeholder, receive_event, upgrade
 from .wire import CLOSE, SOCKET, WebSocket, at_once, frame, http, settle, target
 
@@ -23,7 +24,7 @@ from .wire import CLOSE, SOCKET, WebSocket, at_once, frame, http, settle, target
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     options = Options(ping_interval_ms=10_000, ping_timeout_ms=10_000, connect_timeout_ms=45_000, recovery=True)
-    async with serving(options) as server:
+    async with watched(options) as server:
         yield server
 
 
@@ -258,6 +259,11 @@ async def closes_the_websocket(joined: Joined) -> None:
     await joined.session.drop()
 
 
+async def says_goodbye(joined: Joined) -> None:
+    await joined.session.send("1")
+    await joined.session.drop()
+
+
 async def falls_silent(joined: Joined) -> None:
     await trio.sleep(20.1)
     await joined.session.closed()
@@ -267,6 +273,8 @@ RECOVERABLE: list[tuple[str, Callable[[Joined], Awaitable[None]]]] = [
     ("websocket", drops),
     ("polling", drops),
     ("websocket", closes_the_websocket),
+    ("websocket", says_goodbye),
+    ("polling", says_goodbye),
     ("websocket", falls_silent),
     ("polling", falls_silent),
 ]
