@@ -19,9 +19,9 @@ from . import npm
 ROOT: Final = Path(__file__).parents[2]
 
 START_TIMEOUT_S: Final = 30.0
-CONNECT_TIMEOUT_S: Final = 25.0
+CONNECT_TIMEOUT_S: Final = 30.0
 """Until all clients that are to see their server stop have connected."""
-PLAY_TIMEOUT_S: Final = 60.0
+PLAY_TIMEOUT_S: Final = 90.0
 """Until a program has done all. Over the scenarios' own time-outs."""
 EXIT_TIMEOUT_S: Final = 10.0
 """Until a program that has done all, or a server that was told to stop, has ended."""
@@ -52,6 +52,8 @@ class Meeting:
     """By client, by transport, by scenario."""
     exit_codes: dict[str, int | None] = field(factory=dict)
     """Of the clients' programs, and of the server that was told to stop; None where one did not end."""
+    server_logs: dict[str, str] = field(factory=dict)
+    """What the servers wrote to standard error: warnings and worse."""
 
 
 @define
@@ -158,4 +160,5 @@ async def meet(folder: Path) -> Meeting:
             for programme in programmes:
                 playing.start_soon(programme.play, servers.urls, folder, meeting)
         nursery.cancel_scope.cancel()
+    meeting.server_logs = {name: (folder / name).read_text() for name in SERVERS}
     return meeting

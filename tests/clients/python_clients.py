@@ -14,7 +14,7 @@ from attrs import define, field
 CONNECT_TIMEOUT_S: Final = 10
 """Unasked, `Client` and `AsyncClient` give a connection one second, which a busy machine can exceed."""
 
-RECEIVE_TIMEOUT_S: Final = 30.0
+RECEIVE_TIMEOUT_S: Final = 45.0
 
 ConnectionRefused = socketio.exceptions.ConnectionError
 Args = list[Any]
@@ -45,8 +45,12 @@ class Client(ABC):
         """How the server acknowledges an event."""
 
     @abstractmethod
+    async def take_many(self, event: str, count: int, namespace: str = "/") -> list[Args]:
+        """The next ones of their kind."""
+
     async def take(self, event: str, namespace: str = "/") -> Args:
-        """The next one of its kind."""
+        (args,) = await self.take_many(event, 1, namespace)
+        return args
 
     @abstractmethod
     async def send_raw(self, text: str) -> None:
@@ -78,7 +82,7 @@ class Client(ABC):
     async def echoes(self, events: list[Args]) -> bool:
         """Whether all come back, in order where the client keeps it."""
         await self.emit("message", *events)
-        back = [await self.take("message-back") for _ in events]
+        back = await self.take_many("message-back", len(events))
         return back == events if self.keeps_order else sorted(back) == events
 
 
@@ -102,8 +106,8 @@ class EventDriven(Client):
 
         return keep
 
-    async def take(self, event: str, namespace: str = "/") -> Args:
-        return await self._inbox[namespace, event].get()
+    async def take_many(self, event: str, count: int, namespace: str = "/") -> list[Args]:
+        return [await self._inbox[namespace, event].get() for _ in range(count)]
 
 
 class Async(EventDriven):
@@ -178,16 +182,25 @@ class Simple(Client):
         )
 
     async def emit(self, event: str, *each: Args) -> None:
-        for args in each:
-            await asyncio.to_thread(self._simple.emit, event, tuple(args))
+        def emit_all() -> None:
+            for args in each:
+                self._simple.emit(event, tuple(args))
+
+        await asyncio.to_thread(emit_all)
 
     async def ask(self, event: str, *args: Any) -> Args:
         return as_args(await asyncio.to_thread(self._simple.call, event, args))
 
-    async def take(self, event: str, namespace: str = "/") -> Args:
-        while (received := await asyncio.to_thread(self._simple.receive, RECEIVE_TIMEOUT_S))[0] != event:
-            pass
-        return list(received[1:])
+    async def take_many(self, event: str, count: int, namespace: str = "/") -> list[Args]:
+        def receive() -> list[Args]:
+            taken: list[Args] = []
+            while len(taken) < count:
+                name, *args = self._simple.receive(RECEIVE_TIMEOUT_S)
+                if name == event:
+                    taken.append(args)
+            return taken
+
+        return await asyncio.to_thread(receive)
 
     async def send_raw(self, text: str) -> None:
         self.client.eio.send(text)

@@ -28,8 +28,9 @@ TRANSPORTS: Final[dict[str, dict[str, Any]]] = {
     "polling": {"transports": ["polling"]},
     "websocket": {"transports": ["websocket"]},
 }
-SCENARIO_TIMEOUT_S: Final = 30.0
-FORGET_TIMEOUT_S: Final = 5.0
+SCENARIO_TIMEOUT_S: Final = 45.0
+FORGET_TIMEOUT_S: Final = 15.0
+"""Far from the ping timeout of a calm server."""
 ARRIVES_S: Final = 0.5
 """Until the server has surely read what was sent to it."""
 RECONNECTION_S: Final = 2.0
@@ -107,7 +108,6 @@ async def conversation(scene: Scene) -> None:
             seen["mixed burst"] = await client.echoes(mixed)
         else:  # its threads give attachments to the wrong event when several come at once
             seen["mixed burst"] = all([await client.echoes([args]) for args in mixed])
-        seen["second burst"] = await client.echoes([[n] for n in range(BURST)])
 
         # One at a time: the library puts all it has to say into one POST, whatever the server takes.
         seen["big"] = all([await client.echoes([[letter * 900_000]]) for letter in "abc"])

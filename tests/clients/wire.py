@@ -63,6 +63,7 @@ class Wire:
     _state: Literal["whole", "cut", "silent"] = field(default="whole", init=False)
     _connections: set[_Connection] = field(factory=set, init=False)
     _swallowed: set[asyncio.StreamWriter] = field(factory=set, init=False)
+    _tasks: set[asyncio.Task[None] | None] = field(factory=set, init=False)
 
     async def accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -72,7 +73,12 @@ class Wire:
             case "silent":
                 self._swallowed.add(client)
             case "whole":
-                server_reader, server = await asyncio.open_connection("127.0.0.1", urlsplit(self.target).port)
+                self._tasks.add(asyncio.current_task())
+                try:
+                    server_reader, server = await asyncio.open_connection("127.0.0.1", urlsplit(self.target).port)
+                except OSError:
+                    client.transport.abort()
+                    return
                 connection = _Connection(client, server, self.websockets)
                 self._connections.add(connection)
                 await asyncio.gather(connection.carry(reader, server), connection.carry(server_reader, client))
@@ -90,6 +96,10 @@ class Wire:
         for client in self._swallowed:
             client.transport.abort()
         self._connections.clear()
+
+    async def end(self) -> None:
+        self.cut()
+        await asyncio.gather(*(task for task in self._tasks if task))
 
     def silence(self) -> None:
         """Nothing passes, not even an end, on the connections there are and, until it is mended, on new ones."""
@@ -111,4 +121,4 @@ async def wire_to(target: str, *, websockets: bool = True) -> AsyncIterator[Wire
         yield wire
     finally:
         server.close()
-        wire.cut()
+        await wire.end()
