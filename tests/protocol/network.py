@@ -305,11 +305,8 @@ class Network:
     def poll_arrives(self) -> bool:
         if self.poll is None or self.poll.held or self.poll.answered:
             return False
-        try:
-            self.server.begin_poll()
-            self.poll.held = True
-        except ConnectionClosed:
-            self.poll.answered = True
+        self.poll.held = self.server_takes(self.server.begin_poll)
+        self.poll.answered = not self.poll.held
         self.look()
         return True
 
@@ -337,11 +334,18 @@ class Network:
     def post_arrives(self) -> bool:
         if self.post is None or self.post.held or self.post.answered:
             return False
+        self.post.held = self.server_takes(self.server.begin_post)
+        self.post.answered = not self.post.held
+        return True
+
+    def server_takes(self, begin: Callable[[], None]) -> bool:
+        """Whether a request is let in; one for a session that has moved or ended is not."""
+        if self.server.transport is Transport.WEBSOCKET:
+            return False
         try:
-            self.server.begin_post("text/plain;charset=UTF-8")
-            self.post.held = True
+            begin()
         except ConnectionClosed:
-            self.post.answered = True
+            return False
         return True
 
     def post_ends(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from random import Random
 
 import pytest
 from hypothesis import settings
@@ -39,15 +40,16 @@ class Session(RuleBasedStateMachine):
         max_payload=st.sampled_from([20, 100, 10_000]),
         packets_per_poll=st.sampled_from([1, 3, 16]),
         peace=st.sampled_from([0, 5, 15, 50]),
-        opened=st.booleans(),
+        late=st.booleans(),
     )
-    def begin(self, transport: Transport, max_payload: int, packets_per_poll: int, peace: int, opened: bool) -> None:
+    def begin(self, transport: Transport, max_payload: int, packets_per_poll: int, peace: int, late: bool) -> None:
         self.network = Network(transport, max_payload, packets_per_poll)
         self.finishing: list[str] = []
+        self.numbers = 0
         self.peace = peace  # moves until the session may be harmed or ended: most moves could, and then little is seen
-        if opened:
-            self.network.settle()
-            self.upgrade()
+        if late:  # the first ping is due before anything has left
+            self.network.now = self.network.server.deadline
+            self.network.tick()
 
     # ----------------------------------------------------------------------- what the ends are asked for
 
@@ -89,7 +91,33 @@ class Session(RuleBasedStateMachine):
 
     # ----------------------------------------------------------------------------- what the network does
 
-    @rule(choices=st.lists(st.integers(0, 11), min_size=1, max_size=20))
+    @rule(
+        seed=st.integers(0, 2**32),
+        moves=st.integers(0, 150),
+        messages_per_move=st.sampled_from([0.05, 0.3]),
+        upgrades_per_move=st.sampled_from([0.0, 0.06]),
+    )
+    def a_lot_happens(self, seed: int, moves: int, messages_per_move: float, upgrades_per_move: float) -> None:
+        """A walk too long to be drawn move by move."""
+        rng = Random(seed)
+        self.peace -= 1
+        for _ in range(moves):
+            kind = rng.random()
+            if kind < messages_per_move:
+                self.numbers += 1
+                message = f"{self.numbers}".ljust(rng.randrange(25), ".")
+                self.send(rng.choice(["server", "client"]), [rng.choice([message, message.encode()])])
+            elif kind < messages_per_move + upgrades_per_move:
+                self.upgrade()
+            elif kind < messages_per_move + 0.07 and self.network.client_probe is not None:
+                if self.network.client_probe is not self.network.server_socket:
+                    self.network.client_probe.cut()
+            else:
+                rng.choice(self.network.moves)()
+            self.nobody_breaks_a_rule_for_the_other()
+            self.a_held_poll_is_answered_as_soon_as_there_is_an_answer()
+
+    @rule(choices=st.lists(st.integers(0, 11), min_size=1, max_size=10))
     def something_happens(self, choices: list[int]) -> None:
         self.peace -= 1
         moves = self.network.moves
@@ -218,3 +246,23 @@ LARGEST = bisect_left(range(QUEUE_BYTES), True, key=lambda length: not fits(leng
 @pytest.mark.slow
 def test_two_ends_of_a_session_hold_together_whatever_the_network_does() -> None:
     run_state_machine_as_test(Session, settings=settings(max_examples=80, stateful_step_count=30, deadline=None))
+
+
+@pytest.mark.slow
+def test_so_do_they_on_many_walks_at_random() -> None:
+    """More sessions than can be drawn, each with an upgrade or two in the thick of it."""
+    for seed in range(600):
+        rng = Random(seed)
+        session = Session()
+        session.begin(
+            transport=rng.choice([Transport.POLLING, Transport.POLLING, Transport.WEBSOCKET]),
+            max_payload=rng.choice([20, 100, 10_000]),
+            packets_per_poll=rng.choice([1, 3, 16]),
+            peace=50,
+            late=rng.random() < 0.1,
+        )
+        for _ in range(2):
+            session.a_lot_happens(rng.randrange(2**32), rng.randrange(100), rng.choice([0.1, 0.3]), 0.06)
+            if rng.random() < 0.3:
+                session.finish(rng.choice(["server", "client"]))
+        session.teardown()

@@ -35,10 +35,13 @@ def post(connection: ServerConnection, body: bytes | str) -> list[object]:
 
 def test_a_poll_is_held_until_there_is_something_to_send() -> None:
     connection = polling_server()
+    held = [connection.is_polled]
     assert poll(connection) is None
     assert connection.next_payload() is None
+    held.append(connection.is_polled)
     connection.send("hello")
     assert answer(connection) == "4hello"
+    assert [*held, connection.is_polled] == [False, True, False]
     assert not connection.has_unsent
     assert connection.next_payload() is None  # nothing is held any more
 

@@ -117,7 +117,7 @@ def test_nothing_is_taken_or_sent_after_the_end(make: Make) -> None:
     assert connection.receive("", 12.0) == []
     connection.tick(99.0)
     assert connection.closed == Closed(CloseReason.TRANSPORT_CLOSE, "cut")
-    with pytest.raises(ConnectionClosed, match="transport close") as caught:
+    with pytest.raises(ConnectionClosed, match=r"^the connection is closed: transport close$") as caught:
         connection.send("late")
     assert caught.value.reason is CloseReason.TRANSPORT_CLOSE
 

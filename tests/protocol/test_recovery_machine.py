@@ -8,6 +8,7 @@ somebody else, with a sid and pid that nobody had before.
 from __future__ import annotations
 
 from collections import deque
+from random import Random
 
 import pytest
 from attrs import define, field
@@ -33,7 +34,8 @@ from protocol.socketio import (
 WINDOW_S = 10.0
 MAX_AWAY = 2
 
-kinds = st.lists(st.sampled_from(["recoverable", "binary", "volatile", "asking"]), max_size=3)
+KINDS = ["recoverable", "binary", "volatile", "asking"]
+kinds = st.lists(st.sampled_from(KINDS), max_size=3)
 seldom = st.sampled_from([False] * 7 + [True])
 
 
@@ -89,6 +91,7 @@ class Recovery(RuleBasedStateMachine):
     # --------------------------------------------------------------------------------------- the network
 
     @rule(
+        asked=st.booleans(),
         lost=kinds,
         arrive=st.integers(0, 12),
         noticed=st.sampled_from([True, True, False]),
@@ -96,9 +99,11 @@ class Recovery(RuleBasedStateMachine):
         returns=st.booleans(),
     )
     def the_connection_is_cut(
-        self, lost: list[str], arrive: int, noticed: bool, missed: list[str], returns: bool
+        self, asked: bool, lost: list[str], arrive: int, noticed: bool, missed: list[str], returns: bool
     ) -> None:
         """Of what is on its way to the client the first few messages still arrive. The server may notice later."""
+        if asked:
+            self.some_arrive_at_server(1_000)
         for kind in lost:
             self.the_server_sends(kind)
         self.some_arrive_at_client(arrive)
@@ -150,6 +155,7 @@ class Recovery(RuleBasedStateMachine):
                     case EventReceived(_, "asking", _, str(ack_id)):
                         self.link.to_server += self.client.ack("/", ack_id)
                     case Disconnected():
+                        assert not self.client.recovery
                         self.link.to_server += self.client.connect("/", {"token": "x"})
                     case _:
                         assert event == EventReceived("/", "volatile", (0,))
@@ -275,3 +281,35 @@ class Recovery(RuleBasedStateMachine):
 @pytest.mark.slow
 def test_a_client_misses_nothing_or_begins_anew() -> None:
     run_state_machine_as_test(Recovery, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
+
+
+@pytest.mark.slow
+def test_nor_on_many_walks_at_random() -> None:
+    """More lost connections than can be drawn."""
+    for seed in range(250):
+        rng = Random(seed)
+        walk = Recovery()
+        walk.begin(max_bytes=rng.choice([0, 120, 100_000]), joined=True)
+        for _ in range(20):
+            several = [rng.choice(KINDS) for _ in range(rng.randrange(4))]
+            match rng.randrange(7):
+                case 0 | 1:
+                    missed = [rng.choice(KINDS) for _ in range(rng.randrange(4))]
+                    walk.the_connection_is_cut(
+                        asked=rng.random() < 0.5,
+                        lost=several,
+                        arrive=rng.randrange(9),
+                        noticed=rng.random() < 0.7,
+                        missed=missed,
+                        returns=rng.random() < 0.5,
+                    )
+                case 2:
+                    walk.all_arrive()
+                case 3 | 4:
+                    walk.the_server_sends_several(several)
+                case 5:
+                    walk.time_passes(rng.choice([0.5, 4.0, 7.0]))
+                case _:
+                    leave = rng.choice([walk.the_client_leaves_and_joins_again, walk.the_server_makes_the_client_leave])
+                    leave(really=rng.random() < 0.2)
+        walk.teardown()

@@ -44,6 +44,7 @@ def joined_client(*namespaces: str) -> ClientSocket:
 def test_a_client_joins_with_connect_and_is_answered_with_its_sid() -> None:
     socket = ServerSocket()
     assert not socket.connected
+    assert not socket.is_joined("/")
     assert socket.receive('0{"token":"x"}') == [ConnectRequested("/", {"token": "x"})]
     assert not socket.is_joined("/")
     assert socket.accept("/", "abc") == ['0{"sid":"abc"}']
@@ -223,8 +224,9 @@ def test_nothing_is_emitted_to_a_namespace_not_joined(socket: Socket) -> None:
         lambda: socket.ack("/other", "0"),
         lambda: socket.disconnect("/other"),
     ):
-        with pytest.raises(NotJoined, match="/other"):
+        with pytest.raises(NotJoined, match=r"^namespace /other is not joined$") as caught:
             send()
+        assert caught.value.namespace == "/other"
 
 
 # ------------------------------------------------------------------------------------- acknowledgements
