@@ -1,12 +1,13 @@
-"""What a fragment's way over the wire costs: an echo of 1.6 MB of base64, our server beside python-socketio's.
+"""What a fragment's way over the wire costs: an echo of 1.6 MB of base64, our server beside python-socketio's, over a
+WebSocket and over HTTP long-polling.
 
     python benchmarks/bench_transport.py [rounds]
 
 Every server runs in a process of its own and does the same: one Socket.IO event in, its payload out in another. The
 client is the same for all: aiohttp, with frames made beforehand. Servers take turns, round by round, so that whatever
 else the machine does hits all of them; a figure is the median of the rounds. *Beside it* is how long a small event's
-echo takes on a second connection while the large ones go to and fro: how long the server's loop is held up. Linux only
-(/proc).
+echo takes on a second connection while the large ones go to and fro: how long the server's loop is held up. The last
+two columns are echoes by long-polling, large and small. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rich.table import Table
 
 PAYLOAD_CHARACTERS = 1_600_000
 MESSAGES_PER_ROUND = 10
+POLLING_TIMEOUT_S = 10.0
 MEGABYTES_PER_ROUND = 2 * MESSAGES_PER_ROUND * PAYLOAD_CHARACTERS / 1e6  # in and out
 
 # -------------------------------------------------------------------------------------- servers
@@ -149,6 +151,8 @@ class Server:
     seconds: list[float] = field(factory=list)  # per round
     cpu_seconds: list[float] = field(factory=list)
     small_seconds: list[float] = field(factory=list)  # per small event
+    poll_seconds: list[float] = field(factory=list)  # per large echo by long-polling
+    small_poll_seconds: list[float] = field(factory=list)  # per small echo by long-polling
 
     def cpu(self) -> float:
         """Processor time of all its threads so far."""
@@ -197,12 +201,51 @@ async def run_round(server: Server, session: aiohttp.ClientSession, message: str
     await small.close()
 
 
+async def poll_round(server: Server, session: aiohttp.ClientSession, message: str) -> None:
+    """The same by long-polling: a POST takes the event, the next poll's answer brings it back."""
+    url = f"http://127.0.0.1:{server.port}/socket.io/?EIO=4&transport=polling"
+
+    async def poll() -> str:
+        async with session.get(url) as response:
+            assert response.status == 200, response
+            return await response.text()
+
+    async def send(body: str) -> None:
+        async with session.post(url, data=body) as response:
+            assert await response.text() in ("ok", "OK"), response
+
+    async def echo_of(body: str) -> None:
+        held = asyncio.create_task(poll())
+        await send(body)
+        while (answer := await held) == "2":
+            held = asyncio.create_task(poll())
+            await send("3")
+        assert len(answer) == len(body)
+
+    url += f"&sid={orjson.loads((await poll())[1:])['sid']}"
+    await send("40")
+    await poll()
+    await echo_of(message)
+    started = time.perf_counter()
+    for _ in range(MESSAGES_PER_ROUND):
+        await echo_of(message)
+    server.poll_seconds.append((time.perf_counter() - started) / MESSAGES_PER_ROUND)
+    small = '42["echo",{"n":1}]'
+    for _ in range(10 * MESSAGES_PER_ROUND):
+        started = time.perf_counter()
+        await echo_of(small)
+        server.small_poll_seconds.append(time.perf_counter() - started)
+    await send("1")
+
+
 async def measure(servers: list[Server], rounds: int) -> None:
     message = f'42["echo",{{"data_base64":"{"A" * PAYLOAD_CHARACTERS}"}}]'
     async with aiohttp.ClientSession() as session:
         for _ in range(rounds):
             for server in servers:
                 await run_round(server, session, message)
+                with suppress(TimeoutError):  # python-socketio loses large POSTs on some servers
+                    await asyncio.wait_for(poll_round(server, session, message), POLLING_TIMEOUT_S)
 
 
 def start(name: str, *arguments: str) -> Server:
@@ -231,7 +274,18 @@ def main(rounds: int) -> None:
         title=f"Echo of {PAYLOAD_CHARACTERS / 1e6:g} MB: medians of {rounds} rounds of {MESSAGES_PER_ROUND}",
         caption="all but sts_trio: python-socketio on that server",
     )
-    for column in ("server", "ms/echo", "ratio", "CPU ms/MB", "ratio", "beside it, ms", "95 %, ms"):
+    columns = (
+        "server",
+        "ms/echo",
+        "ratio",
+        "CPU ms/MB",
+        "ratio",
+        "beside it, ms",
+        "95 %, ms",
+        "polling, ms",
+        "small, ms",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column == "server" else "right")
     reference = servers[0]
     for server in servers:
@@ -245,6 +299,10 @@ def main(rounds: int) -> None:
             f"{cpu / statistics.median(reference.cpu_seconds):.2f}",
             f"{small[9] * 1000:.1f}",
             f"{small[18] * 1000:.1f}",
+            *(
+                f"{statistics.median(times) * 1000:.1f}" if times else "fails"
+                for times in (server.poll_seconds, server.small_poll_seconds)
+            ),
         )
     console.print(table)
 

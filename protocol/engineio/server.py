@@ -214,7 +214,8 @@ class ServerConnection(Connection):
             self.close(CloseReason.PING_TIMEOUT)
         else:
             self._awaiting_pong = self._ping_unsent = True
-            self._deadline = now + self._timeout
+            # From when the ping was due. But a server that is late itself must not make the client pay for it.
+            self._deadline = max(self._deadline + self._timeout, now + 0.9 * self._timeout)
             self._enqueue(Packet(PacketType.PING), first=True)
 
     def piece_sent(self, now: float) -> None:

@@ -338,6 +338,7 @@ class Connection:
         Raises:
             TransportMisused, ConnectionClosed: answer it with 400.
         """
+        self._tick(trio.current_time())  # what is due was due before this
         try:
             self._engine.begin_poll()
         finally:
@@ -362,6 +363,7 @@ class Connection:
         Raises:
             TransportMisused, ConnectionClosed: answer it with 400.
         """
+        self._tick(trio.current_time())
         try:
             self._engine.begin_post(content_type)
         finally:
