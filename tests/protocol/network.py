@@ -360,6 +360,7 @@ class Network:
             return False
         answer, self.post = self.post.answer, None
         if answer is None:
+            self.harmed |= self.poll is not None  # which may bring the last messages, as it will turn out too late
             self.client.close(CloseReason.TRANSPORT_ERROR)
         else:
             self.client.payload_sent(self.now)
