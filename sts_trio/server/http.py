@@ -160,6 +160,8 @@ class _OneRequest:
         self._parser = h11.Connection(h11.SERVER)
         self._is_read = False
         self._has_ended = False  # the client says no more, or the connection is closed
+        self._is_head = False  # what is being sent is an answer's head, which waits for the first of the body
+        self._head = b""
         self.socket = stream.socket
         if stream.encrypted:  # hypercorn then takes it for a trio.SSLStream, and tells the application https
             self.transport_stream = stream
@@ -171,7 +173,8 @@ class _OneRequest:
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_on(message: Message) -> None:
-                if message["type"] == "http.response.start":
+                self._is_head = message["type"] == "http.response.start"
+                if self._is_head:
                     message["headers"] = [*message.get("headers", ()), KEEP_ALIVE if self._can_go_on else CLOSE]
                 await send(message)
 
@@ -228,6 +231,10 @@ class _OneRequest:
         return data[: len(data) - len(self.unread)]
 
     async def send_all(self, data: bytes) -> None:
+        data, self._head = self._head + data, b""
+        if self._is_head:  # one packet on the network rather than two
+            self._head = data
+            return
         try:
             with trio.fail_after(WRITE_TIMEOUT_S):
                 await self.stream.send_all(data)
