@@ -63,6 +63,25 @@ def test_a_client_that_does_not_answer_in_time_is_closed() -> None:
     assert sent(connection) == []
 
 
+@pytest.mark.parametrize(
+    ("ticked", "answer_due"),
+    [
+        (10.3, 10.5),
+        (10.31, 10.5),  # a little late: the answer is due a timeout after the ping was
+        (10.4, 10.58),  # much: the client has nine tenths of the timeout all the same
+        (99.0, 99.18),
+    ],
+)
+def test_a_server_that_pings_late_does_not_make_the_client_pay_for_it(ticked: float, answer_due: float) -> None:
+    connection = polling_server()
+    connection.tick(ticked)
+    assert connection.deadline == pytest.approx(answer_due)
+    connection.tick(answer_due - 0.001)
+    assert is_open(connection)
+    connection.tick(answer_due + 0.001)
+    assert connection.closed == Closed(CloseReason.PING_TIMEOUT)
+
+
 def test_messages_do_not_stand_in_for_a_pong() -> None:
     connection = server()
     connection.tick(10.3)

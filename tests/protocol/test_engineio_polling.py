@@ -74,7 +74,7 @@ def test_the_packets_of_a_poll_are_a_setting() -> None:
     assert poll(connection) == "4c"
 
 
-@pytest.mark.parametrize("message", ["x" * 48, "é" * 24, b"x" * 35])  # each 49 bytes of payload
+@pytest.mark.parametrize("message", ["x" * 48, "é" * 24, b"x" * 35, b"x" * 36])  # each 49 bytes of payload
 def test_a_payload_is_no_longer_than_the_handshake_says(message: str | bytes) -> None:
     connection = polling_server()  # of 100 bytes
     for _ in range(3):

@@ -265,6 +265,12 @@ def test_a_polling_client_says_goodbye_behind_the_last_packet() -> None:
     assert connection.next_payload() is None
 
 
+def test_a_goodbye_is_said_even_where_it_does_not_fit() -> None:
+    connection = polling_client(Handshake("sid-1", max_payload=1))
+    connection.finish(CloseReason.CLIENT_CLOSE, by=12.0)
+    assert connection.next_payload() == "1"
+
+
 def test_a_polling_client_waits_for_the_post_before() -> None:
     connection = polling_client()
     connection.send("first")
