@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,16 +19,14 @@ from . import npm
 ROOT: Final = Path(__file__).parents[2]
 
 START_TIMEOUT_S: Final = 30.0
-CONNECT_TIMEOUT_S: Final = 30.0
-"""Until all clients that are to see their server stop have connected."""
-PLAY_TIMEOUT_S: Final = 90.0
+PLAY_TIMEOUT_S: Final = 100.0
 """Until a program has done all. Over the scenarios' own time-outs."""
 EXIT_TIMEOUT_S: Final = 10.0
 """Until a program that has done all, or a server that was told to stop, has ended."""
 
 CALM: Final = ("--ping-interval-ms=25000", "--ping-timeout-ms=20000", "--connect-timeout-ms=45000")
 """Pings so rare that no ping timeout can be what ended a connection."""
-LIVELY: Final = ("--ping-interval-ms=2000", "--ping-timeout-ms=2000", "--connect-timeout-ms=5000")
+LIVELY: Final = ("--ping-interval-ms=3000", "--ping-timeout-ms=3000", "--connect-timeout-ms=10000")
 
 CONFORMANCE: Final = (sys.executable, "-m", "tests.conformance")
 APPLICATION: Final = (sys.executable, "-m", f"{__package__}.application")
@@ -39,9 +37,8 @@ SERVERS: Final = {
     "lively": (*CONFORMANCE, *LIVELY),
     "recovering": (*CONFORMANCE, *CALM, "--recovery"),
     "strict": APPLICATION,
-    RESTARTING: APPLICATION,
 }
-"""Their commands."""
+"""Those of all, by their commands."""
 
 
 @define
@@ -51,7 +48,7 @@ class Meeting:
     seen: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(factory=dict)
     """By client, by transport, by scenario."""
     exit_codes: dict[str, int | None] = field(factory=dict)
-    """Of the clients' programs, and of the server that was told to stop; None where one did not end."""
+    """Of the clients' programs, and of servers that were told to stop; None where one did not end."""
     server_logs: dict[str, str] = field(factory=dict)
     """What the servers wrote to standard error: warnings and worse."""
 
@@ -73,10 +70,15 @@ class _Process:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode()
 
-    async def end(self, meeting: Meeting) -> None:
+    async def address(self) -> str:
+        """Of a server that listens now."""
+        with trio.fail_after(START_TIMEOUT_S):
+            return await self.line()
+
+    async def end(self) -> int | None:
         with trio.move_on_after(EXIT_TIMEOUT_S):
             await self.process.wait()
-        meeting.exit_codes[self.name] = self.process.returncode
+        return self.process.returncode
 
 
 @asynccontextmanager
@@ -93,72 +95,42 @@ async def _running(name: str, command: Sequence[str], folder: Path) -> AsyncIter
                 await process.wait()
 
 
-@define
-class _Programme:
-    """A program of clients that plays all scenarios."""
-
-    name: str
-    command: tuple[str, ...]
-    connected: trio.Event = field(factory=trio.Event, init=False)
-
-    async def play(self, urls: dict[str, str], folder: Path, meeting: Meeting) -> None:
-        async with _running(self.name, (*self.command, json.dumps(urls)), folder) as program:
-            with trio.fail_after(PLAY_TIMEOUT_S):
-                while (line := await program.line()) == "connected":
-                    self.connected.set()
-            meeting.seen |= json.loads(line)
-            await program.end(meeting)
-
-
-@define
-class _Servers:
-    folder: Path
-    meeting: Meeting
-    programmes: list[_Programme]
-    urls: dict[str, str] = field(factory=dict, init=False)
-
-    @asynccontextmanager
-    async def serving(self, name: str, port: int = 0) -> AsyncIterator[_Process]:
-        """Once it has printed its address."""
-        async with _running(name, (*SERVERS[name], f"--port={port}"), self.folder) as server:
-            with trio.fail_after(START_TIMEOUT_S):
-                self.urls[name] = await server.line()
-            yield server
-
-    async def serve(self, name: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. One is stopped when all clients have connected that wait for it, and started again."""
-        async with self.serving(name) as server:
-            task_status.started()
-            if name != RESTARTING:
-                await trio.sleep_forever()
-            with trio.move_on_after(CONNECT_TIMEOUT_S):
-                for programme in self.programmes:
-                    await programme.connected.wait()
-            server.process.terminate()
-            await server.end(self.meeting)
-        async with self.serving(name, port=int(self.urls[name].rpartition(":")[2])):
-            await trio.sleep_forever()
+async def _play(program: str, command: tuple[str, ...], urls: dict[str, str], folder: Path, meeting: Meeting) -> None:
+    """Let a program of clients play all scenarios, with a server of its own that it sees stop and start again."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(_running(RESTARTING, (*APPLICATION, "--port=0"), folder))
+        url = await server.address()
+        arguments = json.dumps(urls | {RESTARTING: url})
+        clients = await stack.enter_async_context(_running(program, (*command, arguments), folder))
+        with trio.fail_after(PLAY_TIMEOUT_S):
+            while (line := await clients.line()) == "connected":
+                server.process.terminate()
+                meeting.exit_codes[f"server of {program}"] = await server.end()
+                again = (*APPLICATION, "--port=" + url.rpartition(":")[2])
+                server = await stack.enter_async_context(_running(RESTARTING, again, folder))
+        meeting.seen |= json.loads(line)
+        meeting.exit_codes[program] = await clients.end()
 
 
 async def meet(folder: Path) -> Meeting:
     """Let everybody do everything, at the same time; what they write to standard error is in files of `folder`."""
-    programmes = [_Programme("python-socketio", (sys.executable, "-m", f"{__package__}.python_scenarios"))]
+    programs: dict[str, tuple[str, ...]] = {
+        "python-socketio": (sys.executable, "-m", f"{__package__}.python_scenarios")
+    }
     if npm.MISSING is None:
-        folder_of_packages = npm.install()
+        packages = npm.install()
         for module in Path(__file__).parent.glob("*.mjs"):
-            shutil.copy(module, folder_of_packages)
-        programmes.append(
-            _Programme("socket.io-client", ("node", str(folder_of_packages / "javascript_scenarios.mjs")))
-        )
+            shutil.copy(module, packages)
+        programs["socket.io-client"] = ("node", str(packages / "javascript_scenarios.mjs"))
     meeting = Meeting()
-    servers = _Servers(folder, meeting, programmes)
-    async with trio.open_nursery() as nursery:
-        async with trio.open_nursery() as starting:
-            for name in SERVERS:
-                starting.start_soon(nursery.start, servers.serve, name)
-        async with trio.open_nursery() as playing:
-            for programme in programmes:
-                playing.start_soon(programme.play, servers.urls, folder, meeting)
-        nursery.cancel_scope.cancel()
-    meeting.server_logs = {name: (folder / name).read_text() for name in SERVERS}
+    async with AsyncExitStack() as stack:
+        servers = {
+            name: await stack.enter_async_context(_running(name, (*command, "--port=0"), folder))
+            for name, command in SERVERS.items()
+        }
+        urls = {name: await server.address() for name, server in servers.items()}
+        async with trio.open_nursery() as nursery:
+            for program, command in programs.items():
+                nursery.start_soon(_play, program, command, urls, folder, meeting)
+    meeting.server_logs = {name: (folder / name).read_text() for name in (*SERVERS, RESTARTING)}
     return meeting
