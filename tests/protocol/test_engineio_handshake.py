@@ -270,6 +270,7 @@ def test_a_refusal_says_code_and_message_as_json() -> None:
     with pytest.raises(HandshakeRefused) as caught:
         check_handshake({}, method="GET", is_websocket=True, sessions={})
     assert caught.value.body == {"code": 0, "message": "Transport unknown"}
+    assert str(caught.value) == "Transport unknown"
     assert [HandshakeRefused(refusal).body["message"] for refusal in Refusal] == [
         "Transport unknown",
         "Session ID unknown",
