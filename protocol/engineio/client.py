@@ -93,15 +93,18 @@ class ClientConnection(Connection):
         """The body of a POST to send now, of at most ``maxPayload`` bytes where its first packet allows, if there is
         one.
 
-        After `finish` the last one says goodbye, and the connection is closed when this has returned it.
+        After `finish` the last one is the goodbye alone, and the connection is closed when this has returned it.
         """
         if self._handshake is None or self._posting or not self._may_use_http:
             return None
         packets = self._take_packets(math.inf, self._handshake.max_payload)
+        if not packets and self._finishing is not None:
+            self.close(self._finishing)
+            packets = [Packet(PacketType.CLOSE)]
         self._posting = bool(packets)
         return encode_payload(packets) if packets else None
 
-    def payload_sent(self, now: float) -> None:
+    def payload_sent(self) -> None:
         """The POST was answered with 200. Close the connection where it was not."""
         self._posting = False
 

@@ -156,7 +156,7 @@ class Connection:
             self.close(CloseReason.SLOW_READER, f"{self._queued_bytes} bytes wait to be sent")
 
     def _take_packets(self, max_packets: float, max_bytes: float) -> list[Packet]:
-        """What of the queue fits into one payload, the first packet always; behind the last of all, the goodbye."""
+        """What of the queue fits into one payload, the first packet always."""
         packets: list[Packet] = []
         bytes_left = max_bytes
         while self._queue and len(packets) < max_packets:
@@ -165,11 +165,6 @@ class Connection:
                 break
             packets.append(self._queue.popleft())
             self._queued_bytes -= _memory(packets[-1])
-        goodbye = Packet(PacketType.CLOSE)
-        has_room = len(packets) < max_packets and bytes_left >= _payload_bytes(goodbye)
-        if self._finishing is not None and not self._queue and (has_room or not packets):
-            packets.append(goodbye)
-            self.close(self._finishing)
         return packets
 
     def _close_if_finished(self) -> None:

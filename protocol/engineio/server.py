@@ -90,7 +90,7 @@ class ServerConnection(Connection):
             TransportMisused: another one is still held, which ends the session.
             ConnectionClosed: there is no session any more.
         """
-        self._check_open()
+        self.check_open()
         if self._polling:
             raise self._misused("overlapping polls")
         self._polling = True
@@ -98,15 +98,18 @@ class ServerConnection(Connection):
     def next_payload(self) -> str | None:
         """What answers the GET that is held, which it then is no more; None: nothing yet, it is held on.
 
-        A poll is also answered where there is nothing to send any more: with a close packet when the session has ended,
-        and with a noop while the client moves to a WebSocket or because it said goodbye itself.
+        A poll is also answered where there is nothing to send any more: with a noop while the client moves to a
+        WebSocket, and with the goodbye when the session has ended. That is alone in its payload, because JavaScript's
+        client library reads a close packet before the messages around it.
         """
         if not self._polling:
             return None
+        is_moving = self._probed or self.transport is Transport.WEBSOCKET
+        if self._finishing is not None and not self._queue and not is_moving:
+            self.close(self._finishing)
         if self._closed is not None:
-            said_goodbye = self._closed.reason is CloseReason.CLIENT_CLOSE
-            packets = [Packet(PacketType.NOOP if said_goodbye else PacketType.CLOSE)]
-        elif self._probed or self.transport is Transport.WEBSOCKET:
+            packets = [_goodbye(self._closed.reason)]
+        elif is_moving:
             packets = [Packet(PacketType.NOOP)]
         else:
             packets = self._take_packets(self._packets_per_poll, self.handshake.max_payload)
@@ -116,7 +119,7 @@ class ServerConnection(Connection):
         self._polling = False
         return encode_payload(packets)
 
-    def payload_sent(self, now: float) -> None:
+    def payload_sent(self) -> None:
         """The answer with `next_payload` has left. A ping's time runs from when it was due, whenever it was fetched."""
         if self._ping_in_payload:
             self._ping_in_payload = self._ping_unsent = False
@@ -130,7 +133,7 @@ class ServerConnection(Connection):
             TransportMisused: another one is not done, or it has a binary body, either of which ends the session.
             ConnectionClosed: there is no session any more.
         """
-        self._check_open()
+        self.check_open()
         if self._posting:
             raise self._misused("overlapping posts")
         if content_type.partition(";")[0].strip().lower() == "application/octet-stream":
@@ -167,7 +170,7 @@ class ServerConnection(Connection):
             TransportMisused: the session is on a WebSocket already, or one is being probed: close the new one.
             ConnectionClosed: there is no session any more.
         """
-        self._check_open()
+        self.check_open()
         if self._upgrading or self.transport is Transport.WEBSOCKET:
             raise TransportMisused("a second WebSocket")
         self._upgrading = True
@@ -182,7 +185,7 @@ class ServerConnection(Connection):
             EngineError: it does not follow the rules; close this WebSocket and say `abandon_upgrade`. The session goes
             on.
         """
-        self._check_open()
+        self.check_open()
         if not self._upgrading:
             raise EngineError("no WebSocket is being probed")
         packet = decode_frame(frame)
@@ -242,10 +245,20 @@ class ServerConnection(Connection):
                 return self._closed_by(CloseReason.CLIENT_CLOSE)
         return []
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """
+        Raises:
+            ConnectionClosed: there is no session any more.
+        """
         if self._closed is not None:
             raise ConnectionClosed(self._closed.reason)
 
     def _misused(self, rule: str) -> TransportMisused:
         self.close(CloseReason.TRANSPORT_ERROR, rule)
         return TransportMisused(rule)
+
+
+def _goodbye(reason: CloseReason) -> Packet:
+    """What releases a poll: who said goodbye itself, or shall come back, is not told to go away."""
+    stays_away = reason not in (CloseReason.CLIENT_CLOSE, CloseReason.SHUTTING_DOWN)
+    return Packet(PacketType.CLOSE if stays_away else PacketType.NOOP)

@@ -241,7 +241,7 @@ class Connection:
             self._engine.close(CloseReason.SERVER_CLOSE, "internal error")
 
     @contextmanager
-    def _while_alive(self) -> Iterator[None]:
+    def while_alive(self) -> Iterator[None]:
         """Cancel what is inside when the session ends."""
         with trio.CancelScope() as scope:
             self._transports.add(scope)
@@ -257,7 +257,7 @@ class Connection:
     async def serve_websocket(self, websocket: WebSocket) -> None:
         """Carry the session on its WebSocket until either side ends it."""
         try:
-            with self._while_alive():
+            with self.while_alive():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, websocket)
                     nursery.start_soon(self._write, websocket)
@@ -282,7 +282,7 @@ class Connection:
         moved = False
         try:
             websocket.limit(PROBE_BYTES)
-            with self._while_alive(), trio.move_on_after(self._settings.upgrade_timeout_s):
+            with self.while_alive(), trio.move_on_after(self._settings.upgrade_timeout_s):
                 while not moved:
                     answer = self._engine.receive_probe(await websocket.receive())
                     self._changed()
@@ -353,12 +353,12 @@ class Connection:
 
     def payload_sent(self) -> None:
         """What `poll` returned has left."""
-        self._engine.payload_sent(trio.current_time())
+        self._engine.payload_sent()
         self._changed()
 
     @contextmanager
     def post(self, content_type: str) -> Iterator[None]:
-        """Read the body of a POST inside this context, then `take_payload`. The session's end cancels what is inside.
+        """Read the body of a POST inside this context, `while_alive`, then `take_payload`.
 
         Raises:
             TransportMisused, ConnectionClosed: answer it with 400.
@@ -369,30 +369,30 @@ class Connection:
         finally:
             self._changed()
         try:
-            with self._while_alive():
-                yield
+            yield
         finally:
             self._engine.abandon_post()
 
     async def take_payload(self, payload: bytes) -> None:
-        """Take the body of a POST, within `post`."""
+        """Take the body of a POST, within `post`.
+
+        Raises:
+            ConnectionClosed: the client has broken a rule, or the session ended before this; answer it with 400.
+        """
         if payload == b"1" or payload.endswith(b"\x1e1"):
             await self._wait_for_poll()
+        self._engine.check_open()
         with closing(self._engine.receive_payload(payload, trio.current_time())) as events:
             for number, event in enumerate(events, 1):
                 self._take(event)
                 if number % PACKETS_PER_STEP == 0:
                     await trio.lowlevel.checkpoint()
         self._changed()
+        if self._engine.closed is not None and self._engine.closed.reason is CloseReason.PARSE_ERROR:
+            raise ConnectionClosed(CloseReason.PARSE_ERROR)
 
     async def _wait_for_poll(self) -> None:
         """A client that leaves has its poll answered, though its goodbye may have overtaken it."""
         with trio.move_on_after(OVERTAKING_S):
             while not self._engine.is_polled:
                 await self._changes.park()
-
-    @property
-    def was_taken_amiss(self) -> bool:
-        """Whether a POST just taken deserves a 400: the session has ended, and not because the client said so."""
-        closed = self._engine.closed
-        return closed is not None and closed.reason is not CloseReason.CLIENT_CLOSE

@@ -200,12 +200,13 @@ class _OneRequest:
             await self.stream.aclose()
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        while data := await self._receive(max_bytes):
+        while not self._has_ended and (data := await self._receive(max_bytes)):
             if self._is_read:
                 self.unread += data
             elif data := self._cut(bytes(data)):
                 return bytes(data)
-        self._has_ended = True
+        self._has_ended = True  # or it had: another task closes the connection, and reads until the client does
+        await trio.lowlevel.checkpoint()
         return b""
 
     async def _receive(self, max_bytes: int) -> bytes | bytearray:

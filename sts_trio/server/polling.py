@@ -59,8 +59,9 @@ async def _serve(request: Request, engine: EngineService) -> Response:
                 return await _post(request, connection)
     except TransportMisused:
         raise Refused(_BAD_REQUEST.status, _BAD_REQUEST.body) from None
-    except ConnectionClosed:
-        raise Refused(_NO_SESSION.status, _NO_SESSION.body) from None
+    except ConnectionClosed as closed:
+        refusal = _BAD_REQUEST if closed.reason is CloseReason.PARSE_ERROR else _NO_SESSION
+        raise Refused(refusal.status, refusal.body) from None
     raise Refused(405, "GET polls and POST sends", {"allow": "GET, POST"})
 
 
@@ -103,14 +104,13 @@ class _Payload(Response):
 
 async def _post(request: Request, connection: Connection) -> Response:
     with connection.post(request.headers.get("content-type", "")):
-        try:
-            body = await _read_body(request, connection.max_message_bytes)
-        except ClientDisconnect:
-            connection.abort(CloseReason.TRANSPORT_CLOSE, "a POST was broken off")
-        else:
-            await connection.take_payload(body)
-    if connection.was_taken_amiss:
-        raise Refused(_BAD_REQUEST.status, _BAD_REQUEST.body)
+        body = b""
+        with connection.while_alive():
+            try:
+                body = await _read_body(request, connection.max_message_bytes)
+            except ClientDisconnect:
+                connection.abort(CloseReason.TRANSPORT_CLOSE, "a POST was broken off")
+        await connection.take_payload(body)
     return Response("ok", media_type="text/plain")
 
 

@@ -29,6 +29,10 @@ log = structlog.get_logger(__name__)
 REFUSALS: Final = 3
 """With the last of so many refused CONNECTs a connection is closed."""
 
+LEAVE_S: Final = 1.0
+"""A client that was sent away closes its connection itself within this time. Some read a close faster than the
+DISCONNECT before it, and would come back."""
+
 
 class Peer(Protocol):
     """A client that has joined, as the application sees it. It is a new peer when it leaves and joins again."""
@@ -177,8 +181,10 @@ class SocketService:
         return None if missed is None else (peer, missed)
 
     def lost(self, peer: _Peer, reason: CloseReason) -> None:
-        """The connection of `peer` has ended, or its part of it."""
-        if peer.pid is not None and is_recoverable(reason) and not self._draining:
+        """The connection of `peer` has ended."""
+        if peer.is_leaving:
+            self.end(peer, CloseReason.SERVER_CLOSE)
+        elif peer.pid is not None and is_recoverable(reason) and not self._draining:
             peer.lost_because = reason
             self._give_up(self._away.keep(peer.pid, peer, trio.current_time()))
             self._timer.deadline = self._away.deadline
@@ -215,12 +221,13 @@ class SocketConnection:
         self._refusals = 0
         self._connect_by = trio.current_time() + service.settings.connect_timeout_s
         self._attachments_by = math.inf
+        self._leave_by = math.inf
 
     # ---------------------------------------------------------------- for the connection
 
     @property
     def deadline(self) -> float:
-        return min(self._connect_by, self._attachments_by)
+        return min(self._connect_by, self._attachments_by, self._leave_by)
 
     @property
     def trusts(self) -> bool:
@@ -252,6 +259,10 @@ class SocketConnection:
             self._connection.abort(CloseReason.CONNECT_TIMEOUT, "no namespace was joined")
         elif now >= self._attachments_by:
             self._connection.abort(CloseReason.ATTACHMENTS_TIMEOUT, "attachments did not come")
+        elif now >= self._leave_by:
+            self._leave_by = math.inf
+            if all(peer.is_leaving for peer in self._peers.values()):
+                self._connection.close(CloseReason.SERVER_CLOSE)
 
     def closed(self, why: Closed) -> None:
         for peer in list(self._peers.values()):
@@ -279,10 +290,9 @@ class SocketConnection:
         await self._connection.drained()
 
     def disconnect(self, namespace: str) -> None:
-        """Leave the namespace, and close the connection when all was sent."""
-        if not self._connection.is_closing:
-            self.send(self._socket.disconnect(namespace))
-        self._connection.close(CloseReason.SERVER_CLOSE)
+        """Leave the namespace, and close the connection where its client does not, unless it is in another one."""
+        self.send(self._socket.disconnect(namespace))
+        self._leave_by = trio.current_time() + LEAVE_S
 
     def lose(self, namespace: str) -> None:
         """The client of `namespace` has come back over another connection: what this one is waiting for never comes."""
@@ -308,8 +318,10 @@ class SocketConnection:
                 self._refuse(namespace, refusal)
                 return
         self._service.admit(peer)
+        if namespace in self._peers:  # it was sent away and comes back at once
+            self._service.end(self._peers.pop(namespace), CloseReason.SERVER_CLOSE)
         self._peers[namespace] = peer
-        self._connect_by = math.inf
+        self._connect_by = self._leave_by = math.inf
         self.send(self._socket.accept(namespace, peer.id, pid=peer.pid, missed=missed))
         self._service.application.welcome(peer, auth)
 
@@ -337,7 +349,7 @@ class _Peer:
             self.pid = settings.new_id()
             self.log = RecoveryLog(window_s=settings.recovery_s, max_bytes=settings.recovery_bytes)
         self._service = service
-        self._leaving = False  # we have sent it away
+        self.is_leaving = False  # we have sent it away
         self._ended = False
         self._back = trio.Event()
 
@@ -345,10 +357,10 @@ class _Peer:
     def closed(self) -> bool:
         if self.log is None and self.connection is not None and self.connection.is_closing:
             return True
-        return self._ended or self._leaving
+        return self._ended or self.is_leaving
 
     def emit(self, event: str, *args: object) -> None:
-        if self._ended or self._leaving:
+        if self._ended or self.is_leaving:
             return
         if self.log is not None:
             args = (*args, self.log.next_offset())
@@ -372,7 +384,7 @@ class _Peer:
             if not self._ended:
                 self._service.end(self, CloseReason.SERVER_CLOSE)
         elif not self.closed:
-            self._leaving = True
+            self.is_leaving = True
             self.connection.disconnect(self.namespace)
 
     def come_back(self, connection: SocketConnection) -> None:

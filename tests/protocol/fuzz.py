@@ -103,7 +103,7 @@ def _attack_server(transport: Transport, steps: Iterable[bytes]) -> None:
         while connection.deadline <= now:
             connection.tick(now)
         if connection.next_payload() is not None:
-            connection.payload_sent(now)
+            connection.payload_sent()
         while connection.next_frame() is not None:
             connection.frame_sent(now)
 
@@ -197,7 +197,7 @@ def _attack_client(transport: Transport, steps: Iterable[bytes]) -> None:
         while connection.deadline <= now:
             connection.tick(now)
         if connection.next_payload() is not None:
-            connection.payload_sent(now)
+            connection.payload_sent()
         while connection.next_frame() is not None:
             connection.frame_sent(now)
 

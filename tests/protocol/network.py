@@ -137,7 +137,7 @@ class Network:
             self.poll.answer = self.server.next_payload()
             if self.poll.answer is not None:
                 self.poll.held, self.poll.answered = False, True
-                self.server.payload_sent(self.now)
+                self.server.payload_sent()
                 self.check_size(self.poll.answer)
                 assert self.poll.answer.count(SEPARATOR) < self.packets_per_poll
         if self.server.closed is not None:
@@ -363,7 +363,7 @@ class Network:
             self.harmed |= self.poll is not None  # which may bring the last messages, as it will turn out too late
             self.client.close(CloseReason.TRANSPORT_ERROR)
         else:
-            self.client.payload_sent(self.now)
+            self.client.payload_sent()
         self.look()
         return True
 

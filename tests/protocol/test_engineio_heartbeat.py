@@ -197,7 +197,7 @@ def test_on_polling_a_slow_payload_is_given_the_time_it_takes_to_leave() -> None
     assert connection.next_payload() == "2\x1e4a large message"
     connection.piece_sent(10.45)
     assert connection.deadline == pytest.approx(10.65)
-    connection.payload_sent(10.6)
+    connection.payload_sent()
     assert connection.deadline == pytest.approx(10.65)
     connection.piece_sent(10.64)  # of another payload: the ping has left
     assert connection.deadline == pytest.approx(10.65)
@@ -317,7 +317,7 @@ def test_nor_is_one_on_polling(delays: list[float]) -> None:
         list(theirs.receive_payload(answer(ours, now) or "", now + delay))
         ours.begin_post()
         list(ours.receive_payload((theirs.next_payload() or "").encode(), now + 2 * delay))
-        theirs.payload_sent(now + 2 * delay)
+        theirs.payload_sent()
         ours.tick(now + 2 * delay)
         theirs.tick(now + 2 * delay)
     assert ours.closed is theirs.closed is None

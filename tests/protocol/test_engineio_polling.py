@@ -120,7 +120,7 @@ def test_polls_that_overlap_end_the_session_and_the_held_one_is_told() -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        lambda connection: connection.close(CloseReason.SHUTTING_DOWN),
+        lambda connection: connection.close(CloseReason.SERVER_CLOSE),
         lambda connection: connection.close(CloseReason.PARSE_ERROR, "a broken rule"),
         lambda connection: connection.close(CloseReason.CONNECT_TIMEOUT),
         lambda connection: connection.send("x" * 100_000),
@@ -306,7 +306,7 @@ def test_the_client_posts_what_waits_one_post_at_a_time() -> None:
     assert connection.next_payload() == "4a\x1ebAQ=="
     connection.send("b")
     assert connection.next_payload() is None
-    connection.payload_sent(11.1)
+    connection.payload_sent()
     assert connection.next_payload() == "4b"
     assert connection.next_frame() is None
 
@@ -318,7 +318,7 @@ def test_the_client_posts_any_number_of_packets_but_no_more_bytes_than_the_serve
     bodies = []
     while (body := connection.next_payload()) is not None:
         bodies.append(body)
-        connection.payload_sent(11.1)
+        connection.payload_sent()
     assert "\x1e".join(bodies) == "\x1e".join(["4xx"] * 40)
     assert [len(body) for body in bodies] == [95, 63]
     assert all(len(body) <= 99 for body in bodies)

@@ -60,7 +60,7 @@ def drain(connection: End) -> None:
             poll(connection)
         else:
             assert connection.next_payload()
-            connection.payload_sent(10.0)
+            connection.payload_sent()
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -201,66 +201,55 @@ def test_messages_are_taken_while_finishing() -> None:
     assert connection.closed == Closed(CloseReason.CLIENT_CLOSE)
 
 
-def test_a_polling_server_says_goodbye_behind_the_last_packet() -> None:
+def test_a_polling_server_says_goodbye_alone_after_the_last_packet() -> None:
+    """JavaScript's client library reads a close packet before the messages around it."""
+    connection = polling_server()
+    connection.send("last")
+    connection.finish(CloseReason.SERVER_CLOSE, by=12.0)
+    assert poll(connection) == "4last"
+    assert is_open(connection)
+    assert poll(connection) == "1"
+    assert connection.closed == Closed(CloseReason.SERVER_CLOSE)
+
+
+def test_a_server_that_stops_sends_nobody_away() -> None:
+    """Python's client library would not come back after a close packet."""
     connection = polling_server()
     connection.send("last")
     connection.finish(CloseReason.SHUTTING_DOWN, by=12.0)
-    assert is_open(connection)
-    assert poll(connection) == "4last\x1e1"
+    assert poll(connection) == "4last"
+    assert poll(connection) == "6"
     assert connection.closed == Closed(CloseReason.SHUTTING_DOWN)
 
 
 def test_a_poll_that_is_held_gets_the_goodbye_at_once() -> None:
     connection = polling_server()
     assert poll(connection) is None
-    connection.finish(CloseReason.SHUTTING_DOWN, by=12.0)
+    connection.finish(CloseReason.SERVER_CLOSE, by=12.0)
     assert answer(connection) == "1"
-    assert connection.closed == Closed(CloseReason.SHUTTING_DOWN)
+    assert connection.closed == Closed(CloseReason.SERVER_CLOSE)
 
 
-def test_the_goodbye_counts_as_a_packet_of_the_poll() -> None:
-    connection = polling_server(packets_per_poll=2)
-    for message in "ab":
-        connection.send(message)
-    connection.finish(CloseReason.SHUTTING_DOWN, by=12.0)
-    assert poll(connection) == "4a\x1e4b"
-    assert is_open(connection)
-    assert poll(connection) == "1"
-    assert connection.closed == Closed(CloseReason.SHUTTING_DOWN)
-
-
-def test_a_server_that_has_more_than_one_payload_says_goodbye_in_the_last() -> None:
+def test_a_server_that_has_more_than_one_payload_says_goodbye_after_the_last() -> None:
     connection = polling_server()  # of 100 bytes
     connection.send("x" * 60)
     connection.send("y" * 60)
-    connection.finish(CloseReason.SHUTTING_DOWN, by=12.0)
+    connection.finish(CloseReason.SERVER_CLOSE, by=12.0)
     assert poll(connection) == "4" + "x" * 60
+    assert poll(connection) == "4" + "y" * 60
     assert is_open(connection)
-    assert poll(connection) == "4" + "y" * 60 + "\x1e1"
+    assert poll(connection) == "1"
 
 
-@pytest.mark.parametrize(("length", "together"), [(96, True), (97, False), (98, False), (200, False)])
-def test_the_goodbye_counts_as_bytes_of_the_payload(length: int, together: bool) -> None:
-    ours, theirs = polling_server(), polling_client()  # of 100 bytes
-    for connection in (ours, theirs):
-        connection.send("x" * length)
-        connection.finish(CloseReason.SHUTTING_DOWN, by=12.0)
-    message = "4" + "x" * length
-    assert poll(ours) == (message + "\x1e1" if together else message)
-    assert theirs.next_payload() == (message + "\x1e1" if together else message)
-    if not together:
-        assert is_open(ours)
-        assert poll(ours) == "1"
-        theirs.payload_sent(11.1)
-        assert theirs.next_payload() == "1"
-    assert ours.closed == theirs.closed == Closed(CloseReason.SHUTTING_DOWN)
-
-
-def test_a_polling_client_says_goodbye_behind_the_last_packet() -> None:
+def test_a_polling_client_says_goodbye_alone_after_the_last_packet() -> None:
     connection = polling_client()
     connection.send("last")
     connection.finish(CloseReason.CLIENT_CLOSE, by=12.0)
-    assert connection.next_payload() == "4last\x1e1"
+    assert connection.next_payload() == "4last"
+    assert connection.next_payload() is None
+    assert is_open(connection)
+    connection.payload_sent()
+    assert connection.next_payload() == "1"
     assert connection.closed == Closed(CloseReason.CLIENT_CLOSE)
     assert connection.next_payload() is None
 
@@ -277,7 +266,7 @@ def test_a_polling_client_waits_for_the_post_before() -> None:
     assert connection.next_payload() == "4first"
     connection.finish(CloseReason.CLIENT_CLOSE, by=12.0)
     assert connection.next_payload() is None
-    connection.payload_sent(11.1)
+    connection.payload_sent()
     assert connection.next_payload() == "1"
 
 
@@ -314,7 +303,7 @@ def test_a_failed_upgrade_lets_a_session_finish_on_polling() -> None:
     ours = polling_server()
     ours.begin_upgrade()
     ours.receive_probe("2probe")
-    ours.finish(CloseReason.SHUTTING_DOWN, by=12.0)
+    ours.finish(CloseReason.SERVER_CLOSE, by=12.0)
     ours.abandon_upgrade()
     assert poll(ours) == "1"
     theirs = polling_client(Handshake("sid-1", ("websocket",)))
@@ -327,9 +316,10 @@ def test_a_failed_upgrade_lets_a_session_finish_on_polling() -> None:
 
 def test_a_session_may_end_before_it_has_begun() -> None:
     ours = ServerConnection(HANDSHAKE, 10.0)
-    ours.finish(CloseReason.SHUTTING_DOWN, by=12.0)
+    ours.finish(CloseReason.SERVER_CLOSE, by=12.0)
     assert sent(ours) == [OPEN]
-    assert ours.closed == Closed(CloseReason.SHUTTING_DOWN)
+    assert ours.closed == Closed(CloseReason.SERVER_CLOSE)
     ours = ServerConnection(POLLING_HANDSHAKE, 10.0, transport=Transport.POLLING)
-    ours.finish(CloseReason.SHUTTING_DOWN, by=12.0)
-    assert poll(ours) == "0" + POLLING_HANDSHAKE.to_json() + "\x1e1"
+    ours.finish(CloseReason.SERVER_CLOSE, by=12.0)
+    assert poll(ours) == "0" + POLLING_HANDSHAKE.to_json()
+    assert poll(ours) == "1"

@@ -185,7 +185,7 @@ def test_a_poll_held_while_the_client_moves_is_told_of_the_end() -> None:
     connection.begin_upgrade()
     connection.begin_poll()
     connection.receive_probe("2probe")
-    connection.close(CloseReason.SHUTTING_DOWN)
+    connection.close(CloseReason.SERVER_CLOSE)
     assert answer(connection) == "1"
 
 
@@ -200,7 +200,7 @@ def test_the_client_moves_once_poll_and_post_are_done() -> None:
     assert connection.begin_upgrade() == "2probe"
     connection.receive_probe("3probe")
     assert connection.finish_upgrade() is None
-    connection.payload_sent(11.1)
+    connection.payload_sent()
     connection.send("second")
     assert connection.next_payload() is None
     assert connection.finish_upgrade() is None
@@ -223,7 +223,7 @@ def test_the_client_does_not_move_before_its_post_is_done() -> None:
     connection.begin_upgrade()
     connection.receive_probe("3probe")
     assert connection.finish_upgrade() is None
-    connection.payload_sent(11.1)
+    connection.payload_sent()
     assert connection.finish_upgrade() == "5"
 
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 from attrs import define, field, fields
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from protocol.engineio import CloseReason
 from protocol.socketio import NotJoined
 from sts_trio.server.connection import ConnectionSettings
-from sts_trio.server.sockets import REFUSALS, Peer, Refusal, SocketSettings
+from sts_trio.server.sockets import LEAVE_S, REFUSALS, Peer, Refusal, SocketSettings
 from sts_trio.server.websocket import PIECE
 
 from .memory import CLIENT_ADDRESS, Pair, Server, SlowLink, serving
@@ -571,9 +572,51 @@ async def test_a_peer_closed_by_the_application_gets_what_is_queued_and_a_discon
         peer.emit("n", "too late")
         frames = [await scene.worker.frame() for _ in range(51)]
         assert frames == [*(f'42["n",{number}]' for number in range(50)), "41"]
+        await scene.worker.send('42["echo","ignored"]')
         assert await scene.worker.wait_closed() == 1000
-        assert trio.current_time() == 0
+        assert trio.current_time() == LEAVE_S  # for its client to close it: some would else come back
     assert scene.application.gone == [(peer.id, CloseReason.SERVER_CLOSE)]
+    assert scene.application.events == []
+
+
+async def test_a_client_that_was_sent_away_ends_the_connection_itself(autojump_clock: MockClock) -> None:
+    async with connected(recovery_s=60) as scene:
+        await scene.worker.join()
+        (peer,) = scene.application.peers
+        peer.close()
+        assert await scene.worker.frame() == "41"
+        await scene.worker.websocket.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert scene.application.gone == [(peer.id, CloseReason.SERVER_CLOSE)]  # and it cannot come back
+        assert trio.current_time() == 0
+
+
+async def test_a_client_that_was_sent_away_and_joins_again_at_once_is_a_new_peer(autojump_clock: MockClock) -> None:
+    async with connected() as scene:
+        await scene.worker.join()
+        scene.application.peers[0].close()
+        await scene.worker.send("40", '42["echo",1]')
+        assert await scene.worker.frame() == "41"
+        assert str(await scene.worker.frame()).startswith("40{")
+        assert await scene.worker.frame() == '42["echo",1]'
+        first, second = scene.application.peers
+        assert scene.application.gone == [(first.id, CloseReason.SERVER_CLOSE)]
+        await trio.sleep(2 * LEAVE_S)
+        assert not second.closed
+
+
+async def test_a_client_is_sent_away_from_one_namespace_and_stays_in_another(autojump_clock: MockClock) -> None:
+    async with connected(namespaces=("/", "/other")) as scene:
+        await scene.worker.join()
+        await scene.worker.send("40/other,")
+        assert str(await scene.worker.frame()).startswith("40/other,")
+        main, other = scene.application.peers
+        other.close()
+        assert await scene.worker.frame() == "41/other,"
+        await trio.sleep(2 * LEAVE_S)
+        assert other.closed
+        main.emit("n", 1)
+        assert await scene.worker.frame() == '42["n",1]'
 
 
 async def test_a_closed_peer_that_does_not_read_is_cut_off(autojump_clock: MockClock) -> None:
@@ -584,7 +627,7 @@ async def test_a_closed_peer_that_does_not_read_is_cut_off(autojump_clock: MockC
             peer.emit("n", number)
         peer.close()
         await scene.server.network.accepted[0].closed.wait()
-        assert trio.current_time() == 5
+        assert trio.current_time() == LEAVE_S + 5
     assert scene.application.gone == [(peer.id, CloseReason.SERVER_CLOSE)]
 
 

@@ -149,7 +149,8 @@ async def test_a_session_that_ends_does_not_wait_for_a_slow_post(autojump_clock:
         await stream.send_all(request("POST", client.target, body=b"4x" * 100)[:-1])
         await trio.testing.wait_all_tasks_blocked()
         application.peers[0].close()
-        assert (await client.poll()).body == b"41\x1e1"
+        assert (await client.poll()).body == b"41"
+        assert (await client.poll()).body == b"1"
         assert (await read_answer(stream)).status == 400
 
 
@@ -173,23 +174,48 @@ async def test_a_large_post_gives_others_their_turn(autojump_clock: MockClock) -
         assert application.events == [("n", (number,)) for number in range(5_000)]
 
 
+async def test_an_event_that_has_the_client_sent_away_was_taken(autojump_clock: MockClock) -> None:
+    """A 400 would make the client drop what its poll has just brought: the last words."""
+
+    def leave(peer: Any, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
+        peer.emit("farewell")
+        peer.close()
+        return ()
+
+    async with joined() as (client, application), trio.open_nursery() as nursery:
+        application.on_event = leave
+        held: list[Answer] = []
+
+        async def hold() -> None:
+            held.append(await client.poll())
+
+        nursery.start_soon(hold)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await client.post(b'42["leave"]\x1e' + b"\x1e".join([b'42["n"]'] * 100))).body == b"ok"
+        await trio.testing.wait_all_tasks_blocked()
+        assert [answer.body for answer in held] == [b'42["farewell"]\x1e41']
+        assert (await client.poll()).body == b"1"
+        assert [event for event, _ in application.events] == ["leave"]
+
+
 async def test_what_the_application_raises_ends_the_session_and_frees_its_poll(autojump_clock: MockClock) -> None:
     def fail(peer: Any, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
         raise RuntimeError("defect")
 
     async with joined() as (client, application):
         application.on_event = fail
-        assert (await client.post(b'42["x"]')).status == 400
+        assert (await client.post(b'42["x"]')).status == 200  # the client has done nothing wrong
         assert (await client.poll()).status == 400
         assert [reason for _, reason in application.gone] == [CloseReason.SERVER_CLOSE]
 
 
-async def test_shutting_down_answers_the_poll_with_what_is_queued_and_a_close(autojump_clock: MockClock) -> None:
+async def test_shutting_down_answers_polls_with_what_is_queued_and_sends_nobody_away(autojump_clock: MockClock) -> None:
     async with joined() as (client, application), trio.open_nursery() as nursery:
         application.peers[0].emit("last", 1)
         nursery.start_soon(client.server.engine.disconnect_all)
         await trio.testing.wait_all_tasks_blocked()
-        assert (await client.poll()).body == b'42["last",1]\x1e1'
+        assert (await client.poll()).body == b'42["last",1]'
+        assert (await client.poll()).body == b"6"
         assert trio.current_time() < 1
         refused = Client(client.server)
         assert (await refused.poll()).status == 503
