@@ -17,7 +17,7 @@ ROWS = [
     for line in (Path(__file__).parent.parent / "docs" / "limits.md").read_text().splitlines()
     if line.startswith("| `")
 ]
-ELSEWHERE = {"dubbing": "protocol.dubbing"}
+ELSEWHERE = {"dubbing": "protocol.dubbing", "engineio": "protocol.engineio.server"}
 
 
 def numbers(cell: str) -> list[float]:

@@ -20,6 +20,9 @@ from .packets import EngineError, Frame, Packet, PacketType, Transport, decode_f
 PACKETS_PER_POLL: Final = 16
 """Python's client libraries read no more packets from one response, and disconnect at the 17th."""
 
+SILENT_PACKETS: Final = 100
+"""Packets of one POST that are no message. A client has no reason to send more than a pong."""
+
 _PROBE: Final = "probe"
 
 
@@ -147,13 +150,19 @@ class ServerConnection(Connection):
     def receive_payload(self, payload: bytes, now: float) -> Generator[Event, None, None]:
         """Take the body of a POST: the events of its packets, each when it is asked for. Ask for all of them.
 
-        A packet that is none ends the connection: what came before it counts, what comes after it does not.
+        A packet that is none ends the connection: what came before it counts, what comes after it does not. So do more
+        than `SILENT_PACKETS` that mean nothing, in which a large body could hold the server up without an event.
         """
+        silent = 0
         try:
             for packet in decode_payload(payload.decode()):
                 if self._closed is not None:
                     return
-                yield from self._receive(packet, now)
+                events = self._receive(packet, now)
+                yield from events
+                silent += not events
+                if silent > SILENT_PACKETS:
+                    raise EngineError(f"more than {SILENT_PACKETS} packets without a message")
         except UnicodeDecodeError:
             yield from self._closed_by(CloseReason.PARSE_ERROR, "payload is not UTF-8")
         except EngineError as error:

@@ -213,7 +213,9 @@ class Decoder:
         if len(ack_id) > limits.ack_id_digits:
             raise SocketError(f"acknowledgement id of more than {limits.ack_id_digits} digits")
         json = text[head.end() :]
-        data = _read_json(json, limits) if json else None
+        # What a client says of itself may be sent on as an event's argument, one level deeper.
+        nesting = limits.nesting - (kind is PacketType.CONNECT)
+        data = _read_json(json, limits, nesting) if json else None
         _check_data(kind, data, given=bool(json))
         packet = Packet(kind, namespace or "/", data, ack_id or None)
         if wire_type is kind:
@@ -257,7 +259,7 @@ _PLAIN_FORM: Final = {binary: plain for plain, binary in _BINARY_FORM.items()}
 _HEAD: Final = re.compile(r"([0-6])(?:([0-9]{1,9})-)?(?:(/[^,]*)(?:,|\Z))?([0-9]*)")
 
 
-def _read_json(text: str, limits: Limits) -> Any:
+def _read_json(text: str, limits: Limits, nesting: int) -> Any:
     """Parse, with the number of values bounded before, and the depth (orjson itself stops at 1024) afterwards.
 
     An event with few brackets needs no walk to know that it is not deep: a fragment's megabytes of base64 are searched
@@ -270,10 +272,10 @@ def _read_json(text: str, limits: Limits) -> Any:
         data = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise SocketError(f"invalid JSON: {error}") from None
-    if brackets > limits.nesting:
+    if brackets > nesting:
         for depth, _ in _containers(data):
-            if depth > limits.nesting:
-                raise SocketError(f"nested more than {limits.nesting} deep")
+            if depth > nesting:
+                raise SocketError(f"nested more than {nesting} deep")
     return data
 
 

@@ -13,6 +13,7 @@ Source: https://socket.io/docs/v4/connection-state-recovery
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -54,6 +55,10 @@ class RecoveryRequest:
         return cls(pid, offset) if isinstance(pid, str) and isinstance(offset, str) else None
 
 
+_RECORD_BYTES: Final = 200
+"""What keeping an event costs beside its messages."""
+
+
 @frozen
 class _Sent:
     number: int
@@ -67,7 +72,7 @@ class RecoveryLog:
 
     Args:
         window_s: older ones are forgotten, seconds.
-        max_bytes: beyond this the oldest are forgotten.
+        max_bytes: of memory; beyond this the oldest are forgotten.
     """
 
     def __init__(self, *, window_s: float, max_bytes: int) -> None:
@@ -79,7 +84,7 @@ class RecoveryLog:
 
     @property
     def bytes(self) -> int:
-        """What is kept."""
+        """Memory of what is kept."""
         return self._bytes
 
     def next_offset(self) -> str:
@@ -89,7 +94,7 @@ class RecoveryLog:
     def add(self, messages: Sequence[Message], now: float) -> None:
         """Keep an event that was sent with `next_offset`, or was to be sent to a client that is away."""
         self._last += 1
-        sent = _Sent(self._last, now, messages, sum(map(len, messages)))
+        sent = _Sent(self._last, now, messages, _RECORD_BYTES + sum(map(sys.getsizeof, messages)))
         self._sent.append(sent)
         self._bytes += sent.bytes
         while self._sent and (self._bytes > self._max_bytes or self._sent[0].at < now - self._window_s):
@@ -121,6 +126,7 @@ class RecoveryStore(Generic[T]):
 
     def keep(self, pid: str, client: T, now: float) -> list[T]:
         """A client has lost its connection. Whoever has to be given up for it is returned."""
+        self._away.pop(pid, None)
         self._away[pid] = (now + self._window_s, client)
         return [self._away.pop(next(iter(self._away)))[1]] if len(self._away) > self._max_clients else []
 

@@ -252,6 +252,16 @@ class Connection:
             finally:
                 self._transports.discard(scope)
 
+    @contextmanager
+    def while_sending(self) -> Iterator[None]:
+        """Cancel what is inside when the session ends, or after `flush_timeout_s` where it has ended already."""
+        if self.closed:
+            with trio.move_on_after(self._settings.flush_timeout_s):
+                yield
+        else:
+            with self.while_alive():
+                yield
+
     # ------------------------------------------------------------------------------------ WebSocket
 
     async def serve_websocket(self, websocket: WebSocket) -> None:
@@ -281,10 +291,13 @@ class Connection:
             return False
         moved = False
         try:
-            websocket.limit(PROBE_BYTES)
+            websocket.limit(self.max_message_bytes)  # its next message may have come together with its last word
             with self.while_alive(), trio.move_on_after(self._settings.upgrade_timeout_s):
                 while not moved:
-                    answer = self._engine.receive_probe(await websocket.receive())
+                    frame = await websocket.receive()
+                    if len(frame) > PROBE_BYTES:
+                        raise EngineError("a large frame while upgrading")
+                    answer = self._engine.receive_probe(frame)
                     self._changed()
                     if answer is None:
                         moved = True

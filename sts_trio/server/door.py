@@ -3,10 +3,9 @@
 The door reads the head of a request, decides who serves it, and hands on a stream that replays what was read. So every
 head is read twice: here, and by who serves it. The rule that keeps this safe:
 
-    Whatever two readers of one request could understand differently, the door refuses. One version (HTTP/1.1, and 1.0
-    for plain requests), one way to say how long the body is, one form of target, one protocol to upgrade to; an upgrade
-    has no body and nothing behind its head. A connection may carry one request after the other, but where one ends is
-    decided once: who serves it is shown no byte of the next, and the door reads that one's head as it read the first.
+    Whatever two readers of one request could understand differently is refused (`head`). A connection may carry one
+    request after the other, but where one ends is decided once: who serves it is shown no byte of the next, and the
+    door reads that one's head as it read the first.
 
 Each connection has a task of its own, and whatever goes wrong in it is logged and ends there. `Admission` says how many
 there are, and each has `HEAD_TIMEOUT_S`, a TLS handshake included, to say what it wants in at most `HEAD_BYTES`.
@@ -14,7 +13,6 @@ there are, and each has `HEAD_TIMEOUT_S`, a TLS handshake included, to say what 
 
 from __future__ import annotations
 
-import binascii
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -25,7 +23,6 @@ import h11
 import orjson
 import structlog
 import trio
-from attrs import frozen
 from starlette.routing import Route
 
 from protocol.engineio import Transport
@@ -34,16 +31,16 @@ from ..observe.metrics import Metrics
 from .admission import Admission
 from .connection import Connection
 from .engine import EngineService, denied
-from .http import KEEP_ALIVE_S, create_app, serve_http
+from .exchange import KEEP_ALIVE_S, serve_request
+from .head import HEAD_BYTES, ClientGone, Head, check_framing, check_websocket, read_head
+from .http import create_app
 from .polling import polling
 from .refused import Refused
-from .tls import PLAIN_ANSWER, SpokenPlainly, TLSTransport, accept_tls
-from .tls import Transport as Stream
+from .tls import PLAIN_ANSWER, Accepted, SpokenPlainly, TLSTransport, accept_tls
 from .websocket import AcceptedStream
 
 log = structlog.get_logger(__name__)
 
-HEAD_BYTES: Final = 16_384
 HEAD_TIMEOUT_S: Final = 10.0
 REFUSAL_TIMEOUT_S: Final = 2.0
 
@@ -118,7 +115,7 @@ class Door:
             self._turned_away -= 1
 
     async def _answer(self, accepted: trio.SocketStream, host: str, address: str) -> None:
-        transport: Stream = accepted
+        transport: Accepted = accepted
         deadline = trio.current_time() + HEAD_TIMEOUT_S
         unread: bytes | None = b""
         try:
@@ -126,30 +123,29 @@ class Door:
                 transport = await _encrypt(accepted, self._tls, deadline, address)
             while unread is not None:
                 head = await _read_head(transport, unread, deadline)
-                if _check_framing(head):
-                    engine, session = self._check_websocket(head.request)
+                stream = AcceptedStream(transport, head.raw)
+                if check_framing(head):
+                    engine, session = self._check_websocket(head)
                     connection = session or engine.open(Transport.WEBSOCKET, host, address)
-                    stream = AcceptedStream(transport, head.raw)
                     await engine.serve_websocket(stream, connection, is_new=session is None)
                     return
-                keep_alive = _wants_keep_alive(head.request)
-                unread = await serve_http(AcceptedStream(transport, head.raw), self._app, keep_alive=keep_alive)
-                if unread == b"":
-                    unread = await _wait_for_more(transport)
+                unread = await serve_request(stream, self._app, keep_alive=head.wants_keep_alive)
+                if unread is not None:
+                    unread = await _wait_for_more(transport, unread)
                 deadline = trio.current_time() + HEAD_TIMEOUT_S
-        except _Gone:
+        except ClientGone:
             return
         except Refused as refusal:
             log.debug("request_refused", address=address, status=refusal.status, body=refusal.body)
             await _refuse(transport, refusal)
 
-    def _check_websocket(self, request: h11.Request) -> tuple[EngineService, Connection | None]:
+    def _check_websocket(self, head: Head) -> tuple[EngineService, Connection | None]:
         """Everything about a WebSocket handshake that can be refused, before trio-websocket sees it.
 
         Returns:
             whose it is, and the session that wants to move to it.
         """
-        path, _, query = request.target.partition(b"?")
+        path, _, query = head.request.target.partition(b"?")
         engine = self._engines.get(path.decode())
         if engine is None:
             raise Refused(404, HTTPStatus.NOT_FOUND.phrase)
@@ -157,34 +153,15 @@ class Door:
             fields = dict(parse_qsl(query.decode(), keep_blank_values=True, max_num_fields=64))
         except ValueError:
             raise Refused(400, "query with too many fields") from None
-        origins = _values(request, b"origin")
+        origins = head.values(b"origin")
         session = engine.check(
             fields,
-            method=request.method.decode(),
+            method=head.request.method.decode(),
             is_websocket=True,
-            origin=b", ".join(origins).decode("latin-1") if origins else None,
+            origin=origins[0].decode("latin-1") if origins else None,
         )
-        if _values(request, b"sec-websocket-version") != [b"13"]:
-            raise Refused(426, "WebSocket version 13 is required", {"sec-websocket-version": "13"})
-        if not _is_websocket_key(_values(request, b"sec-websocket-key")):
-            raise Refused(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+        check_websocket(head)
         return engine, session
-
-
-# -------------------------------------------------------------------------------------- the head of a request
-
-
-class _Gone(Exception):
-    """The client left before it asked for anything."""
-
-
-@frozen
-class _Head:
-    """A request, all bytes that were read, and whether it has a body or anything else behind its head."""
-
-    request: h11.Request
-    raw: bytes
-    has_more: bool
 
 
 async def _encrypt(accepted: trio.SocketStream, context: ssl.SSLContext, deadline: float, address: str) -> TLSTransport:
@@ -195,105 +172,37 @@ async def _encrypt(accepted: trio.SocketStream, context: ssl.SSLContext, deadlin
         raise Refused(400, PLAIN_ANSWER, for_people=True) from None
     except (trio.TooSlowError, trio.BrokenResourceError) as error:
         log.debug("tls_handshake_failed", address=address, error=str(error.__cause__ or type(error).__name__))
-        raise _Gone from None
+        raise ClientGone from None
 
 
-async def _wait_for_more(transport: Stream) -> bytes | None:
-    """The beginning of a connection's next request; None where it is closed, for there is none."""
-    data = b""
-    with trio.move_on_after(KEEP_ALIVE_S):
-        try:
-            data = bytes(await transport.receive_some(HEAD_BYTES))
-        except trio.BrokenResourceError:
-            raise _Gone from None
-    if not data:
-        await AcceptedStream(transport, b"").aclose()
-    return data or None
-
-
-async def _read_head(transport: Stream, unread: bytes, deadline: float) -> _Head:
-    """Read a request's head, of which `unread` may be the beginning, or more than that."""
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
-    raw = bytearray(unread)
-    if unread:  # nothing would mean that the client has left
-        parser.receive_data(unread)
+async def _read_head(transport: Accepted, unread: bytes, deadline: float) -> Head:
     try:
         with trio.fail_at(deadline):
-            while (event := parser.next_event()) is h11.NEED_DATA:
-                if len(raw) >= HEAD_BYTES:
-                    raise Refused(431, f"request head over {HEAD_BYTES} bytes")
-                data = await transport.receive_some(HEAD_BYTES - len(raw))
-                raw += data
-                parser.receive_data(bytes(data))
-        if not isinstance(event, h11.Request):
-            raise _Gone
-        ended = not _has_body(event) and parser.next_event()
-        return _Head(event, bytes(raw), not ended or bool(parser.trailing_data[0]))
-    except h11.RemoteProtocolError as error:
-        raise Refused(error.error_status_hint, str(error)) from None
-    except trio.BrokenResourceError:
-        raise _Gone from None
+            return await read_head(transport, unread)
     except trio.TooSlowError:
         raise Refused(408, f"no request within {HEAD_TIMEOUT_S:g} s") from None
 
 
-def _check_framing(head: _Head) -> bool:
-    """Enforce the rule of this module.
+async def _wait_for_more(transport: Accepted, unread: bytes) -> bytes | None:
+    """The beginning of a connection's next request; None where it is closed, for there is none.
 
-    Returns:
-        whether the request asks for a WebSocket.
-
-    Raises:
-        Refused
+    An empty line before a request is no request (RFC 9112, 2.2).
     """
-    request = head.request
-    if request.http_version not in (b"1.0", b"1.1"):
-        raise Refused(505, "HTTP/1.1 is spoken here")  # b"2.0" is the preface of HTTP/2
-    if not request.target.startswith(b"/"):
-        raise Refused(400, "the target must be a path")
-    if _values(request, b"transfer-encoding"):
-        if _values(request, b"content-length"):
-            raise Refused(400, "Transfer-Encoding and Content-Length exclude each other")
-        if request.http_version == b"1.0":
-            raise Refused(400, "Transfer-Encoding needs HTTP/1.1")
-    protocols = _values(request, b"upgrade")
-    if not protocols:
-        return False
-    if [protocol.lower() for protocol in protocols] != [b"websocket"]:
-        raise Refused(400, "nothing but websocket can be upgraded to")
-    connection = b",".join(_values(request, b"connection")).lower().split(b",")
-    if b"upgrade" not in [token.strip() for token in connection]:
-        raise Refused(400, "Upgrade without Connection: upgrade")
-    if request.http_version == b"1.0":
-        raise Refused(400, "an upgrade needs HTTP/1.1")
-    if head.has_more:
-        raise Refused(400, "nothing may follow the head of an upgrade")
-    return True
+    with trio.move_on_after(KEEP_ALIVE_S):
+        while not (unread := unread.removeprefix(b"\r\n")):
+            try:
+                data = await transport.receive_some(HEAD_BYTES)
+            except trio.BrokenResourceError:
+                raise ClientGone from None
+            if not data:
+                break
+            unread = bytes(data)
+    if not unread:
+        await AcceptedStream(transport, b"").aclose()
+    return unread or None
 
 
-def _wants_keep_alive(request: h11.Request) -> bool:
-    """Whether the client may send another request on the connection (RFC 9112, 9.3)."""
-    options = b",".join(_values(request, b"connection")).lower().split(b",")
-    return request.http_version == b"1.1" and b"close" not in [option.strip() for option in options]
-
-
-def _has_body(request: h11.Request) -> bool:
-    lengths = _values(request, b"content-length")
-    return bool(_values(request, b"transfer-encoding")) or lengths not in ([], [b"0"])
-
-
-def _values(request: h11.Request, name: bytes) -> list[bytes]:
-    return [value for key, value in request.headers if key == name]
-
-
-def _is_websocket_key(values: list[bytes]) -> bool:
-    try:
-        return len(values) == 1 and len(binascii.a2b_base64(values[0], strict_mode=True)) == 16
-    except binascii.Error:
-        return False
-
-
-async def _refuse(transport: Stream, refusal: Refused) -> None:
+async def _refuse(transport: Accepted, refusal: Refused) -> None:
     text = refusal.body if isinstance(refusal.body, str) else None
     body = orjson.dumps(refusal.body) if text is None else text.encode()
     response = h11.Response(

@@ -140,10 +140,10 @@ class EngineService:
         assert self._nursery is not None, "run first"
         if self._draining:
             raise Refused(503, "shutting down")
+        connection = Connection(transport, address, self._settings, self._service.receiver)
         denial = self._admission.admit_handshake(host, trio.current_time()) or self._admission.admit_session(host)
         if denial is not None:
             raise denied(denial, host, self._metrics)
-        connection = Connection(transport, address, self._settings, self._service.receiver)
         self._connections[connection.sid] = connection
         self._nursery.start_soon(self._live, connection, host)
         return connection

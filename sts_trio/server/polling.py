@@ -11,12 +11,13 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from protocol.engineio import CloseReason, ConnectionClosed, HandshakeRefused, Refusal, Transport, TransportMisused
 
 from .connection import Connection
 from .engine import EngineService
+from .exchange import CLIENT_GONE
 from .refused import Refused
 from .websocket import PIECE
 
@@ -82,7 +83,10 @@ async def _end_with_client(request: Request, connection: Connection) -> None:
 
 
 class _Payload(Response):
-    """A poll's answer, sent in pieces, so that a slow client is not taken for a dead one."""
+    """A poll's answer, sent in pieces, so that a slow client is not taken for a dead one.
+
+    A client that does not read all of it is gone: what it has missed is not sent again.
+    """
 
     def __init__(self, payload: str, connection: Connection, engine: EngineService) -> None:
         super().__init__(payload, headers={"content-type": "text/plain; charset=UTF-8"})
@@ -90,16 +94,34 @@ class _Payload(Response):
         self._engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client_gone: trio.Event = scope[CLIENT_GONE]
+        is_sent = False
+        try:
+            with self._engine.carrying(), self._connection.while_sending():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_when, client_gone, nursery.cancel_scope)
+                    await self._send(send)
+                    is_sent = not client_gone.is_set()
+                    nursery.cancel_scope.cancel()
+        finally:
+            if is_sent:
+                self._connection.payload_sent()
+            else:
+                self._connection.abort(CloseReason.TRANSPORT_CLOSE, "a poll's answer was not read")
+
+    async def _send(self, send: Send) -> None:
         body = memoryview(self.body)
-        start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        with self._engine.carrying():
-            await send(start)
-            for at in range(0, len(body), PIECE):
-                piece, more = bytes(body[at : at + PIECE]), at + PIECE < len(body)
-                await send({"type": "http.response.body", "body": piece, "more_body": more})
-                if more:
-                    self._connection.piece_sent()
-            self._connection.payload_sent()
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for at in range(0, len(body), PIECE):
+            piece, more = bytes(body[at : at + PIECE]), at + PIECE < len(body)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+            if more:
+                self._connection.piece_sent()
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _post(request: Request, connection: Connection) -> Response:

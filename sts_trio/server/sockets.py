@@ -27,7 +27,7 @@ from .connection import Connection
 log = structlog.get_logger(__name__)
 
 REFUSALS: Final = 3
-"""With the last of so many refused CONNECTs a connection is closed."""
+"""With the last of so many refused CONNECTs a connection that has joined no namespace is closed."""
 
 LEAVE_S: Final = 1.0
 """A client that was sent away closes its connection itself within this time. Some read a close faster than the
@@ -69,7 +69,11 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None:
-        """Disconnect it when all that is queued was sent. Its client library will not come back by itself."""
+        """Disconnect it when all that is queued was sent. Its client library will not come back by itself.
+
+        Raises:
+            protocol.socketio.NotJoined: within `Application.connected`.
+        """
         ...
 
 
@@ -171,7 +175,7 @@ class SocketService:
         """
         request = RecoveryRequest.read(auth)
         peer = None if request is None else self._peers.get(request.pid)
-        if request is None or peer is None or peer.log is None or peer.namespace != namespace:
+        if request is None or peer is None or peer.log is None or peer.is_leaving or peer.namespace != namespace:
             return None
         missed = peer.log.since(request.offset)
         if self._away.take(request.pid) is not None:
@@ -276,6 +280,10 @@ class SocketConnection:
     def is_closing(self) -> bool:
         return self._connection.is_closing
 
+    @property
+    def has_ended(self) -> bool:
+        return self._connection.closed
+
     def emit(self, namespace: str, event: str, args: tuple[object, ...]) -> list[socketio.Message]:
         """Send an event; what was sent."""
         messages = self._socket.emit(namespace, event, *args)
@@ -304,6 +312,7 @@ class SocketConnection:
     def _admit(self, namespace: str, auth: dict[str, Any]) -> None:
         if namespace not in self._settings.namespaces:
             self.send(self._socket.reject(namespace, socketio.INVALID_NAMESPACE))
+            self._count_refusal()
             return
         found = self._service.recover(namespace, auth)
         missed: list[socketio.Message] = []
@@ -328,7 +337,10 @@ class SocketConnection:
     def _refuse(self, namespace: str, refusal: Refusal) -> None:
         log.info("connection_refused", address=self.address, message=refusal.message, data=refusal.data)
         self.send(self._socket.reject(namespace, refusal.message, refusal.data))
-        self._refusals += 1
+        self._count_refusal()
+
+    def _count_refusal(self) -> None:
+        self._refusals += not self._socket.connected
         if self._refusals == REFUSALS:
             self._connection.close(CloseReason.SERVER_CLOSE)
 
@@ -374,10 +386,15 @@ class _Peer:
             self.log.add(messages, trio.current_time())
 
     async def drained(self) -> None:
-        while self.connection is None and not self._ended:
-            await self._back.wait()
-        if self.connection is not None:
-            await self.connection.drained()
+        while not self._ended:
+            connection = self.connection
+            if connection is None:
+                await self._back.wait()
+                continue
+            await connection.drained()
+            if connection is self.connection and (self.log is None or not connection.has_ended):
+                return
+            await trio.lowlevel.checkpoint()  # until it is known that the client is away
 
     def close(self) -> None:
         if self.connection is None:

@@ -146,7 +146,7 @@ class TLSTransport(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
-Transport: TypeAlias = trio.SocketStream | TLSTransport
+Accepted: TypeAlias = trio.SocketStream | TLSTransport
 """A connection that was accepted, encrypted or not."""
 
 

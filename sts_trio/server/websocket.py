@@ -29,7 +29,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.utilities import LocalProtocolError
 
-from .tls import TLSTransport, Transport
+from .tls import Accepted, TLSTransport
 
 PIECE: Final = 2**16
 """Characters or bytes of a message per frame, and bytes per read."""
@@ -59,7 +59,7 @@ class AcceptedStream(trio.abc.HalfCloseableStream):
         torn: a send failed or was cancelled, so that the peer may have a part of it.
     """
 
-    def __init__(self, transport: Transport, head: bytes) -> None:
+    def __init__(self, transport: Accepted, head: bytes) -> None:
         self._transport = transport
         self._head = head
         self._sending = trio.StrictFIFOLock()

@@ -63,6 +63,25 @@ async def test_a_session_moves_to_a_websocket(autojump_clock: MockClock, server:
     assert await websocket.receive() == b"\x01\x02"
 
 
+async def test_a_large_message_may_follow_the_upgrade_at_once(autojump_clock: MockClock, server: Server) -> None:
+    """Clients send what they have queued behind it, and one read brings both."""
+    session = await Polling.open(server)
+    websocket = await probing(session)
+    await websocket.send("5", "4" + "x" * 50_000)
+    assert await next_but_noop(websocket) == "4" + "x" * 50_000
+
+
+async def test_a_large_frame_before_the_upgrade_closes_only_the_websocket(
+    autojump_clock: MockClock, server: Server
+) -> None:
+    session = await Polling.open(server)
+    websocket = await probing(session)
+    await websocket.send("5" + "x" * 2_000)
+    with at_once():
+        assert await websocket.closed() == []
+    await expect_polling(session)
+
+
 async def test_the_held_get_is_released_by_the_probe(autojump_clock: MockClock, server: Server) -> None:
     session = await Polling.open(server)
     held = await session.hold()

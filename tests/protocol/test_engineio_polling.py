@@ -365,3 +365,16 @@ def test_a_noop_only_ends_the_poll() -> None:
     connection.begin_poll()
     assert list(connection.receive_payload("6", 11.1)) == []
     assert connection.wants_poll
+
+
+def test_a_post_without_messages_is_short() -> None:
+    """Millions of noops would hold a server up, which takes a step for each message only."""
+    connection = polling_server()
+    assert post(connection, "\x1e".join(["6"] * 100)) == []
+    assert is_open(connection)
+    [event] = post(connection, "\x1e".join(["6"] * 101))
+    assert isinstance(event, Closed)
+    assert event.reason is CloseReason.PARSE_ERROR
+    busy = polling_server()
+    assert len(post(busy, "\x1e".join(["4x"] * 500))) == 500
+    assert is_open(busy)

@@ -6,9 +6,11 @@ import errno
 from typing import Any
 
 import h11
+import orjson
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair
@@ -106,6 +108,9 @@ async def test_an_upgrade_on_another_path_or_a_port_without_workers_is_404(autoj
         (b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n", 400),
         (b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: not base64 at all!!!!!==\r\n", 400),
         (KEY + KEY, 426),
+        (KEY + b"Sec-WebSocket-Protocol: \xff\r\n", 400),
+        (KEY + b"Sec-WebSocket-Extensions: \xff\r\n", 400),
+        (KEY + b"Connection: \xff\r\n", 400),
     ],
 )
 async def test_a_handshake_that_is_no_websocket_13_is_refused(
@@ -115,6 +120,15 @@ async def test_a_handshake_that_is_no_websocket_13_is_refused(
         answer = await server.request(WORKER.replace(KEY, header))
     assert answer.status == status
     assert (answer.headers.get("sec-websocket-version") == "13") == (status == 426)
+
+
+async def test_a_websocket_for_a_session_is_opened_with_get_too(autojump_clock: MockClock) -> None:
+    async with serving(Nobody()) as server:
+        opened = await server.get("/socket.io/?EIO=4&transport=polling")
+        sid = orjson.loads(opened.body[1:])["sid"].encode()
+        target = b"/socket.io/?EIO=4&transport=websocket&sid=" + sid
+        answer = await server.request(b"POST %s HTTP/1.1\r\n%s\r\n" % (target, UPGRADE))
+        assert (answer.status, answer.headers["allow"]) == (405, "GET")
 
 
 # -------------------------------------------------------------------------------------- the head
@@ -361,11 +375,14 @@ async def test_running_out_of_descriptors_is_waited_out(
 
 async def test_a_client_that_never_reads_its_101_is_given_up(autojump_clock: MockClock) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with serving(Nobody()) as server:
+        admission = Admission()
+        async with serving(Nobody(), admission=admission) as server:
             stream = server.network.connect(lockstep_stream_pair)
             await stream.send_all(WORKER)
             await server.network.accepted[0].closed.wait()
             assert trio.current_time() <= engine.HANDSHAKE_TIMEOUT_S + 2
+            await trio.testing.wait_all_tasks_blocked()
+            assert admission.sessions == 0
     assert "connection_crashed" not in [line["event"] for line in logs]
 
 

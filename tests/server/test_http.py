@@ -13,7 +13,7 @@ from starlette.routing import Route
 from trio.testing import MockClock, lockstep_stream_pair
 
 from sts_trio.observe.metrics import Metrics
-from sts_trio.server import http
+from sts_trio.server import exchange, http
 
 from .memory import HEALTHY, serving
 
@@ -100,7 +100,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(autojump_clock: MockC
         stream = server.network.connect()
         await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
         await server.network.accepted[0].closed.wait()
-        assert http.READ_TIMEOUT_S <= trio.current_time() <= http.READ_TIMEOUT_S + 2
+        assert exchange.READ_TIMEOUT_S <= trio.current_time() <= exchange.READ_TIMEOUT_S + 2
 
 
 async def test_a_client_that_does_not_read_is_given_up(autojump_clock: MockClock) -> None:
@@ -108,7 +108,7 @@ async def test_a_client_that_does_not_read_is_given_up(autojump_clock: MockClock
         stream = server.network.connect(lockstep_stream_pair)
         await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         await server.network.accepted[0].closed.wait()
-        assert http.WRITE_TIMEOUT_S <= trio.current_time() <= http.WRITE_TIMEOUT_S + 2
+        assert exchange.WRITE_TIMEOUT_S <= trio.current_time() <= exchange.WRITE_TIMEOUT_S + 2
 
 
 async def test_shutdown_does_not_wait_for_a_client_that_does_not_read(autojump_clock: MockClock) -> None:

@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from trio.testing import MockClock
 
-from sts_trio.server.door import HEAD_BYTES, HEAD_TIMEOUT_S
-from sts_trio.server.http import KEEP_ALIVE_S, READ_TIMEOUT_S
+from sts_trio.server.door import HEAD_TIMEOUT_S
+from sts_trio.server.exchange import KEEP_ALIVE_S, READ_TIMEOUT_S
+from sts_trio.server.head import HEAD_BYTES
 
 from .memory import Answer, serving
 from .test_door import UPGRADE, Nobody
