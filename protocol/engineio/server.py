@@ -53,6 +53,7 @@ class ServerConnection(Connection):
         self._awaiting_pong = False
         self._ping_unsent = False
         self._ping_in_payload = False
+        self._sending_payload = False
         self._polling = self._posting = False
         self._upgrading = self._probed = False
         super().__init__(transport, now + self._interval, max_queue_bytes)
@@ -108,14 +109,17 @@ class ServerConnection(Connection):
         if not self._polling:
             return None
         is_moving = self._probed or self.transport is Transport.WEBSOCKET
-        if self._finishing is not None and not self._queue and not is_moving:
+        if self._finishing is not None and not self._queue and not is_moving and not self._sending_payload:
             self.close(self._finishing)
         if self._closed is not None:
             packets = [_goodbye(self._closed.reason)]
         elif is_moving:
             packets = [Packet(PacketType.NOOP)]
+        elif self._sending_payload:  # a client that does not wait for one answer does not get two at once
+            return None
         else:
             packets = self._take_packets(self._packets_per_poll, self.handshake.max_payload)
+            self._sending_payload = bool(packets)
             self._ping_in_payload = any(packet.type is PacketType.PING for packet in packets)
         if not packets:
             return None
@@ -124,6 +128,7 @@ class ServerConnection(Connection):
 
     def payload_sent(self) -> None:
         """The answer with `next_payload` has left. A ping's time runs from when it was due, whenever it was fetched."""
+        self._sending_payload = False
         if self._ping_in_payload:
             self._ping_in_payload = self._ping_unsent = False
 

@@ -55,7 +55,7 @@ class Limits:
 
     packet_bytes: int = 50 * 2**20
     attachments: int = 10
-    values: int = 100_000
+    values: int = 40_000
     nesting: int = 100
     namespace_characters: int = 256
     ack_id_digits: int = 20

@@ -49,7 +49,8 @@ OVERTAKING_S: Final = 0.05
 """How much earlier a POST may come than a poll that left before it: they take different connections."""
 
 PACKETS_PER_STEP: Final = 32
-"""What of one POST is taken between two chances for others to run."""
+CHARACTERS_PER_STEP: Final = 16_384
+"""What of one POST is taken between two chances for others to run; one packet at least."""
 
 _NORMAL: Final = 1000  # WebSocket close codes (RFC 6455, 7.4.1)
 _GOING_AWAY: Final = 1001
@@ -396,9 +397,13 @@ class Connection:
             await self._wait_for_poll()
         self._engine.check_open()
         with closing(self._engine.receive_payload(payload, trio.current_time())) as events:
-            for number, event in enumerate(events, 1):
+            packets = characters = 0
+            for event in events:
                 self._take(event)
-                if number % PACKETS_PER_STEP == 0:
+                packets += 1
+                characters += len(event.data) if isinstance(event, MessageReceived) else 0
+                if packets >= PACKETS_PER_STEP or characters >= CHARACTERS_PER_STEP:
+                    packets = characters = 0
                     await trio.lowlevel.checkpoint()
         self._changed()
         if self._engine.closed is not None and self._engine.closed.reason is CloseReason.PARSE_ERROR:

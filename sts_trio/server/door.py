@@ -129,7 +129,9 @@ class Door:
                     connection = session or engine.open(Transport.WEBSOCKET, host, address)
                     await engine.serve_websocket(stream, connection, is_new=session is None)
                     return
-                unread = await serve_request(stream, self._app, keep_alive=head.wants_keep_alive)
+                unread = await serve_request(
+                    stream, self._app, keep_alive=head.wants_keep_alive, is_chunked=head.is_chunked
+                )
                 if unread is not None:
                     unread = await _wait_for_more(transport, unread)
                 deadline = trio.current_time() + HEAD_TIMEOUT_S

@@ -37,6 +37,9 @@ READ_TIMEOUT_S: Final = 10.0
 KEEP_ALIVE_S: Final = 5.0
 """How long a connection waits for its next request. Clients are told, so that they send none into its closing."""
 
+CHUNKED_BYTES: Final = 4_096
+"""What is read at a time of a body in chunks: each of them costs as much as a large one."""
+
 PIPELINED_BYTES: Final = 2**16
 """What is read behind a request while it is answered."""
 
@@ -52,16 +55,17 @@ _CONFIG.errorlog = logging.getLogger("hypercorn.error")
 _CONFIG.include_server_header = False
 
 
-async def serve_request(stream: AcceptedStream, app: ASGIApp, *, keep_alive: bool) -> bytes | None:
+async def serve_request(stream: AcceptedStream, app: ASGIApp, *, keep_alive: bool, is_chunked: bool) -> bytes | None:
     """Let hypercorn answer the one request on `stream`.
 
     Args:
         keep_alive: whether the client wants to send another request.
+        is_chunked: whether the body of this one comes in chunks.
 
     Returns:
         what was read behind the request, where the connection can carry another; None where `stream` is closed.
     """
-    exchange = _Exchange(stream, app, keep_alive)
+    exchange = _Exchange(stream, app, keep_alive, is_chunked)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_abort_when_cancelled, stream, exchange)
         with exchange.scope:
@@ -95,12 +99,13 @@ class _Exchange:
         unread: what came behind the request.
     """
 
-    def __init__(self, stream: AcceptedStream, app: ASGIApp, keep_alive: bool) -> None:
+    def __init__(self, stream: AcceptedStream, app: ASGIApp, keep_alive: bool, is_chunked: bool) -> None:
         self.scope = trio.CancelScope()
         self.unread = b""
         self._stream = stream
         self._app = app
         self._keep_alive = keep_alive
+        self._is_chunked = is_chunked
         self._parser = h11.Connection(h11.SERVER)
         self._is_read = False
         self._is_answering = False
@@ -172,6 +177,8 @@ class _Exchange:
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int) -> bytes:
+        if self._is_chunked:
+            max_bytes = min(max_bytes, CHUNKED_BYTES)
         while not self._is_closed and (data := await self._receive(max_bytes)):
             if self._is_read:
                 self.unread += data

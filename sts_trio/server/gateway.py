@@ -35,10 +35,14 @@ from protocol.errors import ErrorCode, PayloadError
 from ..config import Settings
 from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
+from ..observe.throttle import Throttle
 from ..stream.session import Identity, StreamSession
 from .sockets import Peer, Refusal
 
 log = structlog.get_logger(__name__)
+
+FAULTS_LOGGED_PER_S: Final = 20
+"""Log lines about what one worker does wrong. It is told of everything itself."""
 
 CLOSE_AFTER_COMPLETE_S: Final = 5.0
 """A worker has this long to read its last events before the server closes (contract, ``stream:complete``)."""
@@ -89,6 +93,7 @@ class Gateway:
         self._links: dict[str, _Link] = {}
         self._closed_because: str | None = "the server is starting"
         self._stream_gone = trio.Event()
+        self._throttle = Throttle(FAULTS_LOGGED_PER_S)
         self._completed: dict[str, int] = {}  # streams of a connection that completed, until it is closed for it
         self._handlers: dict[type[WorkerEvent], Callable[[Peer, Any], ServerEvent | None]] = {
             StreamInit: self._init,
@@ -133,7 +138,7 @@ class Gateway:
         """
         cls = WORKER_EVENTS.get(event)
         if cls is None:
-            log.info("unknown_event", name=event[:64], address=peer.address)
+            self._log_fault(peer, "unknown_event", name=event[:64])
             return ()
         answer: ServerEvent | None
         try:
@@ -144,6 +149,7 @@ class Gateway:
 
     def disconnected(self, peer: Peer, reason: object) -> None:
         """Its streams go on without it for `RESUME_GRACE_S`."""
+        self._throttle.forget(peer.id)
         for link in self._links_of(peer):
             link.peer = None
             if self._closed_because is None:
@@ -260,7 +266,8 @@ class Gateway:
             stream_id=stream_id,
             fragment_id=fragment_id,
         )
-        log.info(
+        self._log_fault(
+            peer,
             "event_refused",
             name=cls.event,
             code=error.code,
@@ -275,6 +282,12 @@ class Gateway:
             if refusal.code is not ErrorCode.INVALID_SEQUENCE:
                 self._pass_over(peer, stream_id, fragment_id, args)
         return error
+
+    def _log_fault(self, peer: Peer, event: str, **values: Any) -> None:
+        """A worker's fault; one that makes a great many does not fill the log."""
+        left_out = self._throttle.allow(peer.id, trio.current_time())
+        if left_out is not None:
+            log.info(event, address=peer.address, **values, **({"lines_left_out": left_out} if left_out else {}))
 
     def _pass_over(self, peer: Peer, stream_id: str | None, fragment_id: str | None, args: tuple[Any, ...]) -> None:
         """Existing workers count on after a refusal: the number of what was refused must not hold others up."""

@@ -41,6 +41,11 @@ class Head:
         return [option.strip() for option in b",".join(self.values(name)).lower().split(b",")]
 
     @property
+    def is_chunked(self) -> bool:
+        """Whether its body comes in chunks (RFC 9112, 7.1)."""
+        return bool(self.values(b"transfer-encoding"))
+
+    @property
     def wants_keep_alive(self) -> bool:
         """Whether the client may send another request on the connection (RFC 9112, 9.3)."""
         return self.request.http_version == b"1.1" and b"close" not in self.options(b"connection")
@@ -111,6 +116,8 @@ def check_framing(head: Head) -> bool:
         raise Refused(400, "nothing but websocket can be upgraded to")
     if b"upgrade" not in head.options(b"connection"):
         raise Refused(400, "Upgrade without Connection: upgrade")
+    if len(head.values(b"connection")) > 1:
+        raise Refused(400, "an upgrade needs a single Connection header")  # another reader takes one of them
     if request.http_version == b"1.0":
         raise Refused(400, "an upgrade needs HTTP/1.1")
     if head.has_more:

@@ -111,6 +111,7 @@ async def test_an_upgrade_on_another_path_or_a_port_without_workers_is_404(autoj
         (KEY + b"Sec-WebSocket-Protocol: \xff\r\n", 400),
         (KEY + b"Sec-WebSocket-Extensions: \xff\r\n", 400),
         (KEY + b"Connection: \xff\r\n", 400),
+        (KEY + b"Connection: keep-alive\r\n", 400),
     ],
 )
 async def test_a_handshake_that_is_no_websocket_13_is_refused(

@@ -31,7 +31,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100 + b"0\r\n\
 async def join(server: Server) -> bytes:
     """A session on long-polling that has joined; the target of its requests."""
     client = Client(server.network.connect())
-    sid = orjson.loads((await client.ask(OPEN + b"\r\n")).body[1:])["sid"].encode()
+    sid: bytes = orjson.loads((await client.ask(OPEN + b"\r\n")).body[1:])["sid"].encode()
     target = b"/socket.io/?EIO=4&transport=polling&sid=" + sid
     assert (await client.ask(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n40" % target)).body == b"ok"
     assert (await client.ask(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)).body.startswith(b"40")
@@ -137,6 +137,25 @@ async def test_a_client_that_drops_its_poll_is_gone_whatever_it_sent_ahead(
         await trio.testing.wait_all_tasks_blocked()
         assert [reason for _, reason in application.gone] == [CloseReason.TRANSPORT_CLOSE]
         assert trio.current_time() == 0
+
+
+async def test_who_does_not_wait_for_an_answer_gets_no_second_one_beside_it(autojump_clock: MockClock) -> None:
+    """Else one client could have the server hold many answers, each as large as all that may wait for it."""
+    application = Recorder()
+    async with serving(application) as server:
+        target = await join(server)
+        poll = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target
+        application.peers[0].emit("big", "x" * 200_000)
+        slow = server.network.connect(lambda: SlowLink.pair(100_000))
+        await slow.send_all(poll)
+        await trio.sleep(0.5)
+        application.peers[0].emit("next")
+        beside = server.network.connect()
+        await beside.send_all(poll)
+        assert len((await read_answer(slow)).body) > 200_000
+        finished = trio.current_time()
+        assert finished > 1
+        assert (await read_answer(beside)).body == b'42["next"]'
 
 
 async def test_a_stop_waits_for_an_answer_that_is_being_sent(autojump_clock: MockClock) -> None:
