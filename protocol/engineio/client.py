@@ -146,14 +146,9 @@ class ClientConnection(Connection):
 
     # ------------------------------------------------------------------------------ time and packets
 
-    def tick(self, now: float) -> None:
-        """Give up on a server that has been silent for too long. Nothing before `deadline`."""
-        if now < self.deadline:
-            return
-        if self._finishing is not None and now >= self._finish_by:
-            self.close(self._finishing, "not everything could be sent")
-        else:
-            self.close(CloseReason.OPEN_TIMEOUT if self._handshake is None else CloseReason.PING_TIMEOUT)
+    def _beat(self, now: float) -> None:
+        """The server has been silent for too long."""
+        self.close(CloseReason.OPEN_TIMEOUT if self._handshake is None else CloseReason.PING_TIMEOUT)
 
     def _receive(self, packet: Packet, now: float) -> list[Event]:
         if self._handshake is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -68,7 +69,7 @@ class Closed:
 Event: TypeAlias = MessageReceived | Closed
 
 
-class Connection:
+class Connection(ABC):
     """One end of a session.
 
     Attributes:
@@ -166,6 +167,19 @@ class Connection:
             packets.append(self._queue.popleft())
             self._queued_bytes -= _memory(packets[-1])
         return packets
+
+    def tick(self, now: float) -> None:
+        """Do what is due. Nothing before `deadline`."""
+        if now < self.deadline:
+            return
+        if self._finishing is not None and now >= self._finish_by:
+            self.close(self._finishing, "not everything could be sent")
+        else:
+            self._beat(now)
+
+    @abstractmethod
+    def _beat(self, now: float) -> None:
+        """The heartbeat's next step is due."""
 
     def _close_if_finished(self) -> None:
         if self._finishing is not None and self.transport is Transport.WEBSOCKET and not self.has_unsent:

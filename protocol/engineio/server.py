@@ -221,19 +221,15 @@ class ServerConnection(Connection):
 
     # ----------------------------------------------------------------------------------------- time
 
-    def tick(self, now: float) -> None:
-        """Ping, or give up on a client that has not answered. Nothing before `deadline`."""
-        if now < self.deadline:
-            return
-        if self._finishing is not None and now >= self._finish_by:
-            self.close(self._finishing, "not everything could be sent")
-        elif self._awaiting_pong:
+    def _beat(self, now: float) -> None:
+        """A ping is due, or the answer to one."""
+        if self._awaiting_pong:
             self.close(CloseReason.PING_TIMEOUT)
-        else:
-            self._awaiting_pong = self._ping_unsent = True
-            # From when the ping was due. But a server that is late itself must not make the client pay for it.
-            self._deadline = max(self._deadline + self._timeout, now + 0.9 * self._timeout)
-            self._enqueue(Packet(PacketType.PING), first=True)
+            return
+        self._awaiting_pong = self._ping_unsent = True
+        # From when the ping was due. But a server that is late itself must not make the client pay for it.
+        self._deadline = max(self._deadline + self._timeout, now + 0.9 * self._timeout)
+        self._enqueue(Packet(PacketType.PING), first=True)
 
     def piece_sent(self, now: float) -> None:
         """A piece of a frame has just been sent, or of a payload of which there is more.

@@ -30,7 +30,7 @@ from protocol.engineio import Transport
 from ..observe.metrics import Metrics
 from .admission import Admission
 from .connection import Connection
-from .engine import EngineService, denied
+from .engine import EngineService, denied, format_address
 from .exchange import KEEP_ALIVE_S, serve_request
 from .head import HEAD_BYTES, ClientGone, Head, check_framing, check_websocket, read_head
 from .http import create_app
@@ -99,7 +99,7 @@ class Door:
                 await self._turn_away(transport, denied(denial, host, self._metrics))
                 return
             try:
-                await self._answer(transport, host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                await self._answer(transport, host, format_address(host, port))
             finally:
                 self._admission.release_connection(host)
         except* Exception:  # one connection's defect is not the others' end

@@ -191,6 +191,11 @@ class EngineService:
                 connection.abort(CloseReason.TRANSPORT_CLOSE)
 
 
+def format_address(host: str, port: int) -> str:
+    """``host:port``, with the brackets of IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def denied(denial: Denial, host: str, metrics: Metrics) -> Refused:
     """The answer to somebody who is not let in, counted."""
     metrics.connections_refused_total.labels(reason=denial.reason.value).inc()

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from protocol.engineio import CloseReason, ConnectionClosed, HandshakeRefused, Refusal, Transport, TransportMisused
 
 from .connection import Connection
-from .engine import EngineService
+from .engine import EngineService, format_address
 from .exchange import CLIENT_GONE
 from .refused import Refused
 from .websocket import PIECE
@@ -50,8 +50,7 @@ async def _serve(request: Request, engine: EngineService) -> Response:
     if connection is None:
         assert request.client is not None, "hypercorn knows the client"
         host, port = request.client
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        connection = engine.open(Transport.POLLING, host, address)
+        connection = engine.open(Transport.POLLING, host, format_address(host, port))
     try:
         with engine.carrying():
             if request.method == "GET":

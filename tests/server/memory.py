@@ -193,9 +193,20 @@ class Server:
 
 
 async def read_answer(stream: Any) -> Answer:
+    """The answer to the only request on a connection, which the server closes behind it."""
+    answer, unread = await read_one_answer(stream)
+    assert unread == b""
+    await _expect_end(stream)
+    return answer
+
+
+async def read_one_answer(stream: Any, unread: bytes = b"") -> tuple[Answer, bytes]:
+    """The next answer, of which `unread` is the beginning, and what was read behind it."""
     parser = h11.Connection(h11.CLIENT)
     parser.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     parser.send(h11.EndOfMessage())
+    if unread:  # nothing would mean that the server has closed
+        parser.receive_data(unread)
     status, headers, body = 0, {}, b""
     while True:
         match event := parser.next_event():
@@ -205,8 +216,7 @@ async def read_answer(stream: Any) -> Answer:
             case h11.Data():
                 body += event.data
             case h11.EndOfMessage():
-                await _expect_end(stream)
-                return Answer(status, headers, body)
+                return Answer(status, headers, body), bytes(parser.trailing_data[0])
             case h11.NEED_DATA:
                 parser.receive_data(await stream.receive_some())
             case _:

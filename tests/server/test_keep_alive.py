@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import h11
 import orjson
 import pytest
 import trio
@@ -20,7 +19,7 @@ from sts_trio.server.door import HEAD_TIMEOUT_S
 from sts_trio.server.exchange import KEEP_ALIVE_S, READ_TIMEOUT_S
 from sts_trio.server.head import HEAD_BYTES
 
-from .memory import Answer, serving
+from .memory import Answer, read_one_answer, serving
 from .test_door import UPGRADE, Nobody
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -54,26 +53,8 @@ class Client:
         return await self.answer()
 
     async def answer(self) -> Answer:
-        parser = h11.Connection(h11.CLIENT)
-        parser.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
-        parser.send(h11.EndOfMessage())
-        if self._unread:
-            parser.receive_data(self._unread)
-        status, headers, body = 0, {}, b""
-        while True:
-            match event := parser.next_event():
-                case h11.Response():
-                    status = event.status_code
-                    headers = {name.decode(): value.decode() for name, value in event.headers}
-                case h11.Data():
-                    body += event.data
-                case h11.EndOfMessage():
-                    self._unread = bytes(parser.trailing_data[0])
-                    return Answer(status, headers, body)
-                case h11.NEED_DATA:
-                    parser.receive_data(await self.stream.receive_some())
-                case _:
-                    raise AssertionError(f"no answer: {event}")
+        answer, self._unread = await read_one_answer(self.stream, self._unread)
+        return answer
 
     async def is_closed(self) -> bool:
         return not self._unread and await self.stream.receive_some() == b""
