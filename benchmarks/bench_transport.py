@@ -53,10 +53,11 @@ async def serve_ours() -> None:
     from protocol.engineio import CloseReason
     from sts_trio.observe.metrics import Metrics
     from sts_trio.server.admission import Admission
+    from sts_trio.server.application import Peer, Refusal
     from sts_trio.server.connection import ConnectionSettings
     from sts_trio.server.door import Door
     from sts_trio.server.engine import EngineService
-    from sts_trio.server.sockets import Peer, Refusal, SocketService
+    from sts_trio.server.sockets import SocketService
 
     class Echo:
         def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:

@@ -37,7 +37,7 @@ from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
 from ..observe.throttle import Throttle
 from ..stream.session import Identity, StreamSession
-from .sockets import Peer, Refusal
+from .application import Peer, Refusal
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 import trio
@@ -22,6 +22,7 @@ from protocol import socketio
 from protocol.engineio import Closed, CloseReason
 from protocol.socketio.recovery import RecoveryLog, RecoveryRequest, RecoveryStore, is_recoverable
 
+from .application import Application, Refusal
 from .connection import Connection
 
 log = structlog.get_logger(__name__)
@@ -32,81 +33,6 @@ REFUSALS: Final = 3
 LEAVE_S: Final = 1.0
 """A client that was sent away closes its connection itself within this time. Some read a close faster than the
 DISCONNECT before it, and would come back."""
-
-
-class Peer(Protocol):
-    """A client that has joined, as the application sees it. It is a new peer when it leaves and joins again."""
-
-    @property
-    def id(self) -> str:
-        """Its Socket.IO sid. No secret, unlike the connection's own Engine.IO sid."""
-        ...
-
-    @property
-    def namespace(self) -> str: ...
-
-    @property
-    def address(self) -> str:
-        """``host:port`` at the other end of the socket."""
-        ...
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has left or will not be sent anything any more."""
-        ...
-
-    def emit(self, event: str, *args: object) -> None:
-        """Queue an event; bytes in `args` travel as attachments. Does nothing once `closed`.
-
-        Raises:
-            ValueError: `args` cannot travel: not JSON and bytes, or over a limit.
-            protocol.socketio.NotJoined: within `Application.connected`, before the client was let in.
-        """
-        ...
-
-    async def drained(self) -> None:
-        """Wait until all that is queued for it was sent, or nothing will be sent any more."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect it when all that is queued was sent. Its client library will not come back by itself.
-
-        Raises:
-            protocol.socketio.NotJoined: within `Application.connected`.
-        """
-        ...
-
-
-@frozen
-class Refusal:
-    """Why a client may not join (CONNECT_ERROR); `data` such as ``{"code": "AUTH_FAILED"}``."""
-
-    message: str
-    data: dict[str, Any] | None = None
-
-
-class Application(Protocol):
-    """Whom the events are for. Nothing here waits; whatever it raises closes the one connection and is logged."""
-
-    def connected(self, peer: Peer, auth: dict[str, Any]) -> Refusal | None:
-        """Let `peer` in (None) or not. It can be sent events from `welcome` on."""
-        ...
-
-    def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
-        """`peer` is in: it was let in just now, or has come back with all that it had missed."""
-        ...
-
-    def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
-        """Take one event; they come in order.
-
-        Returns:
-            what the client's callback gets, where it asked for one.
-        """
-        ...
-
-    def disconnected(self, peer: Peer, reason: CloseReason) -> None:
-        """`peer`, once let in, is gone. Comes exactly once."""
-        ...
 
 
 @frozen(kw_only=True)

@@ -15,8 +15,8 @@ from protocol.engineio import CloseReason
 from ..config import Settings
 from ..engines.suite import EngineSuite, Models
 from ..observe.metrics import Metrics
+from ..server.application import Refusal
 from ..server.gateway import Gateway
-from ..server.sockets import Refusal
 from ..stream.session import Identity
 from .engines import inline_offload, scripted_models
 
@@ -32,7 +32,7 @@ def counting_identity() -> Identity:
 
 @define(eq=False)
 class MemoryWorker:
-    """A worker's connection as the gateway sees it (`server.sockets.Peer`), and what the worker received.
+    """A worker's connection as the gateway sees it (`server.application.Peer`), and what the worker received.
 
     Attributes:
         received: (time, event, payload) in the order in which they left.

@@ -17,10 +17,11 @@ import trio
 from protocol.engineio import CloseReason
 from sts_trio.observe import logs
 from sts_trio.observe.metrics import Metrics
+from sts_trio.server.application import Peer, Refusal
 from sts_trio.server.connection import ConnectionSettings
 from sts_trio.server.door import Door
 from sts_trio.server.engine import EngineService
-from sts_trio.server.sockets import Peer, Refusal, SocketService
+from sts_trio.server.sockets import SocketService
 from tests.conformance.app import unlimited
 
 

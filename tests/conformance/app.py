@@ -18,9 +18,10 @@ from attrs import frozen
 from protocol.engineio import Closed, CloseReason
 from sts_trio.observe.metrics import Metrics
 from sts_trio.server.admission import Admission, AdmissionLimits
+from sts_trio.server.application import Peer, Refusal
 from sts_trio.server.connection import Connection, ConnectionSettings
 from sts_trio.server.engine import EngineService, Service
-from sts_trio.server.sockets import Peer, Refusal, SocketService, SocketSettings
+from sts_trio.server.sockets import SocketService, SocketSettings
 from tests.server import memory
 
 

@@ -24,10 +24,11 @@ from trio_websocket import WebSocketConnection, wrap_client_stream
 from sts_trio.observe.metrics import Metrics
 from sts_trio.server import http
 from sts_trio.server.admission import Admission
+from sts_trio.server.application import Application
 from sts_trio.server.connection import ConnectionSettings
 from sts_trio.server.door import Door
 from sts_trio.server.engine import EngineService
-from sts_trio.server.sockets import Application, SocketService, SocketSettings
+from sts_trio.server.sockets import SocketService, SocketSettings
 
 Pair: TypeAlias = Callable[[], tuple[Any, Any]]
 

@@ -18,7 +18,7 @@ from trio_websocket import ConnectionRejected
 
 from sts_trio.server import door, engine
 from sts_trio.server.admission import Admission, AdmissionLimits
-from sts_trio.server.sockets import Peer, Refusal
+from sts_trio.server.application import Peer, Refusal
 
 from .memory import Server, read_answer, serving
 

@@ -21,7 +21,7 @@ from sts_trio.server.connection import ConnectionSettings
 from sts_trio.server.exchange import WRITE_TIMEOUT_S
 
 from .memory import Server, SlowLink, read_answer, serving
-from .test_connection import Recorder
+from .recorder import Recorder
 from .test_keep_alive import HEALTH, Client, post
 
 OPEN = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n"

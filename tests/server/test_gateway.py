@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from sts_trio.config import Settings
 from sts_trio.engines.base import Transcript
-from sts_trio.server.sockets import Refusal
+from sts_trio.server.application import Refusal
 from sts_trio.testing.engines import HANG, ScriptedAsr, Step, scripted_models
 from sts_trio.testing.memory import MemoryWorker, memory_server
 from sts_trio.testing.payloads import fragment, stream_init

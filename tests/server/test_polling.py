@@ -18,7 +18,7 @@ from sts_trio.server.admission import Admission, AdmissionLimits
 from sts_trio.server.connection import OVERTAKING_S, ConnectionSettings
 
 from .memory import Answer, Server, SlowLink, read_answer, serving
-from .test_connection import Recorder
+from .recorder import Recorder
 
 TARGET = "/socket.io/?EIO=4&transport=polling"
 

@@ -11,8 +11,8 @@ import trio
 from attrs import define, field
 
 from protocol.engineio import CloseReason
+from sts_trio.server.application import Peer, Refusal
 from sts_trio.server.connection import ConnectionSettings
-from sts_trio.server.sockets import Peer, Refusal
 
 from .memory import Answer, read_answer, serving
 from .test_door import HEALTH, WORKER

@@ -11,7 +11,7 @@ from protocol.engineio import CloseReason
 from sts_trio.server.sockets import SocketSettings
 
 from .memory import serving
-from .test_connection import Recorder
+from .recorder import Recorder
 from .test_polling import Client
 
 
