@@ -37,7 +37,7 @@ def serve(profile: str | None) -> None:
     except* (ConfigError, EngineUnavailable) as unavailable:
         trouble = first_error(unavailable)
     except* OSError as unusable:
-        trouble = f"cannot start on STS_HOST={settings.host}, STS_PORT={settings.port}: {first_error(unusable)}"
+        trouble = f"cannot start: {first_error(unusable)}"
     if trouble:  # raised here, since what an except* clause raises comes out in a group
         raise click.ClickException(trouble)
     sys.exit(0 if in_order else 1)

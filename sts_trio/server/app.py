@@ -89,7 +89,7 @@ class Server:
         self._started_at = trio.current_time()
         offload = self.offload or thread_offload(threads_needed(settings))
         engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
-        listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
+        listeners = await _listen(settings.port, settings.host)
         self.port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as pools:
             pools.start_soon(sample_gpu, self.metrics, offload, GPU_SAMPLE_INTERVAL_S)
@@ -142,7 +142,7 @@ class Server:
         await connections.start(door.serve, listeners)
         if other_port is not None:
             side_door = Door(pages, {}, metrics=self.metrics)
-            await connections.start(side_door.serve, await trio.open_tcp_listeners(other_port, host=settings.host))
+            await connections.start(side_door.serve, await _listen(other_port, settings.host))
         return engine
 
     async def _drain(self, gateway: Gateway, engine: EngineService) -> None:
@@ -170,6 +170,17 @@ class Server:
             "translation": self.models.translation.name,
             "tts": self.models.tts.name,
         }
+
+
+async def _listen(port: int, host: str) -> list[trio.SocketListener]:
+    """
+    Raises:
+        OSError: naming the port, which may be one of two.
+    """
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
 
 
 def create_engine(gateway: Gateway, settings: Settings, metrics: Metrics, admission: Admission) -> EngineService:
