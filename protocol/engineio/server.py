@@ -53,7 +53,7 @@ class ServerConnection(Connection):
         self._awaiting_pong = False
         self._ping_unsent = False
         self._ping_in_payload = False
-        self._sending_payload = False
+        self._sending_payload: str | None = None
         self._polling = self._posting = False
         self._upgrading = self._probed = False
         super().__init__(transport, now + self._interval, max_queue_bytes)
@@ -109,28 +109,33 @@ class ServerConnection(Connection):
         if not self._polling:
             return None
         is_moving = self._probed or self.transport is Transport.WEBSOCKET
-        if self._finishing is not None and not self._queue and not is_moving and not self._sending_payload:
+        if self._finishing is not None and not is_moving and not self.has_unsent:
             self.close(self._finishing)
         if self._closed is not None:
-            packets = [_goodbye(self._closed.reason)]
+            payload = encode_payload([_goodbye(self._closed.reason)])
         elif is_moving:
-            packets = [Packet(PacketType.NOOP)]
-        elif self._sending_payload:  # a client that does not wait for one answer does not get two at once
-            return None
+            payload = encode_payload([Packet(PacketType.NOOP)])
+        elif self._sending_payload is not None or not self._queue:
+            return None  # who does not wait for one answer does not get two at once
         else:
             packets = self._take_packets(self._packets_per_poll, self.handshake.max_payload)
-            self._sending_payload = bool(packets)
             self._ping_in_payload = any(packet.type is PacketType.PING for packet in packets)
-        if not packets:
-            return None
+            payload = self._sending_payload = encode_payload(packets)
         self._polling = False
-        return encode_payload(packets)
+        return payload
 
-    def payload_sent(self) -> None:
-        """The answer with `next_payload` has left. A ping's time runs from when it was due, whenever it was fetched."""
-        self._sending_payload = False
+    def payload_sent(self, payload: str) -> None:
+        """`payload`, which `next_payload` gave, has left. A ping's time runs from when it was due, not fetched."""
+        if payload is not self._sending_payload:
+            return  # a noop or a goodbye
+        self._sending_payload = None
         if self._ping_in_payload:
             self._ping_in_payload = self._ping_unsent = False
+        self._close_if_finished()
+
+    @property
+    def has_unsent(self) -> bool:
+        return self._sending_payload is not None or super().has_unsent
 
     def begin_post(self, content_type: str = "") -> None:
         """A POST has come: read its body and give it to `receive_payload`.

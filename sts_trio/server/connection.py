@@ -365,9 +365,9 @@ class Connection:
         self._changed()
         return payload
 
-    def payload_sent(self) -> None:
+    def payload_sent(self, payload: str) -> None:
         """What `poll` returned has left."""
-        self._engine.payload_sent()
+        self._engine.payload_sent(payload)
         self._changed()
 
     @contextmanager

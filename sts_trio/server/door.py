@@ -188,10 +188,10 @@ async def _read_head(transport: Accepted, unread: bytes, deadline: float) -> Hea
 async def _wait_for_more(transport: Accepted, unread: bytes) -> bytes | None:
     """The beginning of a connection's next request; None where it is closed, for there is none.
 
-    An empty line before a request is no request (RFC 9112, 2.2).
+    Empty lines before a request are no request (RFC 9112, 2.2).
     """
     with trio.move_on_after(KEEP_ALIVE_S):
-        while not (unread := unread.removeprefix(b"\r\n")):
+        while not (unread := unread.lstrip(b"\r\n")):
             try:
                 data = await transport.receive_some(HEAD_BYTES)
             except trio.BrokenResourceError:

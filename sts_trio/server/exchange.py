@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import h11
 import structlog
 import trio
+from attrs import frozen
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -43,9 +45,8 @@ CHUNKED_BYTES: Final = 4_096
 PIPELINED_BYTES: Final = 2**16
 """What is read behind a request while it is answered."""
 
-CLIENT_GONE: Final = "sts.client_gone"
-"""Where an application finds, in its scope, the event that tells it that nobody reads its answer any more. It is set
-once the answer has begun; before that the application is told by ``http.disconnect``."""
+READER: Final = "sts.reader"
+"""Where an application finds, in its scope, the `Reader` of its answer."""
 
 _KEEP_ALIVE: Final = (b"keep-alive", b"timeout=%d" % KEEP_ALIVE_S)
 _CLOSE: Final = (b"connection", b"close")
@@ -53,6 +54,20 @@ _CLOSE: Final = (b"connection", b"close")
 _CONFIG: Final = Config()
 _CONFIG.errorlog = logging.getLogger("hypercorn.error")
 _CONFIG.include_server_header = False
+
+
+@frozen
+class Reader:
+    """Who reads the answer.
+
+    Attributes:
+        gone: set where nobody reads it any more, once it has begun; before, the application is told by
+            ``http.disconnect``.
+        drop: end the connection at once, also where a write hangs: hypercorn shields that from being cancelled.
+    """
+
+    gone: trio.Event
+    drop: Callable[[], Awaitable[None]]
 
 
 async def serve_request(stream: AcceptedStream, app: ASGIApp, *, keep_alive: bool, is_chunked: bool) -> bytes | None:
@@ -135,7 +150,7 @@ class _Exchange:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, with the fate of the connection in its answer."""
         self._is_answering = True
-        scope[CLIENT_GONE] = self._client_gone
+        scope[READER] = Reader(self._client_gone, self._stream.abort)
         try:
             async with trio.open_nursery() as nursery:
 

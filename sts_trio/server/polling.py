@@ -17,7 +17,7 @@ from protocol.engineio import CloseReason, ConnectionClosed, HandshakeRefused, R
 
 from .connection import Connection
 from .engine import EngineService, format_address
-from .exchange import CLIENT_GONE
+from .exchange import READER, Reader
 from .refused import Refused
 from .websocket import PIECE
 
@@ -89,24 +89,33 @@ class _Payload(Response):
 
     def __init__(self, payload: str, connection: Connection, engine: EngineService) -> None:
         super().__init__(payload, headers={"content-type": "text/plain; charset=UTF-8"})
+        self._payload = payload
         self._connection = connection
         self._engine = engine
+        self._is_sent = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client_gone: trio.Event = scope[CLIENT_GONE]
-        is_sent = False
+        reader: Reader = scope[READER]
         try:
             with self._engine.carrying(), self._connection.while_sending():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_cancel_when, client_gone, nursery.cancel_scope)
+                    nursery.start_soon(self._watch, reader, nursery.cancel_scope)
                     await self._send(send)
-                    is_sent = not client_gone.is_set()
+                    self._is_sent = not reader.gone.is_set()
                     nursery.cancel_scope.cancel()
         finally:
-            if is_sent:
-                self._connection.payload_sent()
+            if self._is_sent:
+                self._connection.payload_sent(self._payload)
             else:
                 self._connection.abort(CloseReason.TRANSPORT_CLOSE, "a poll's answer was not read")
+
+    async def _watch(self, reader: Reader, sending: trio.CancelScope) -> None:
+        try:
+            await reader.gone.wait()
+            sending.cancel()
+        finally:
+            if not self._is_sent:
+                await reader.drop()
 
     async def _send(self, send: Send) -> None:
         body = memoryview(self.body)
@@ -116,11 +125,6 @@ class _Payload(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": more})
             if more:
                 self._connection.piece_sent()
-
-
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
 
 
 async def _post(request: Request, connection: Connection) -> Response:

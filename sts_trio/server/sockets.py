@@ -191,7 +191,9 @@ class SocketConnection:
             self._connection.abort(CloseReason.ATTACHMENTS_TIMEOUT, "attachments did not come")
         elif now >= self._leave_by:
             self._leave_by = math.inf
-            if all(peer.is_leaving for peer in self._peers.values()):
+            for namespace in [name for name, peer in self._peers.items() if peer.is_leaving]:
+                self._service.end(self._peers.pop(namespace), CloseReason.SERVER_CLOSE)
+            if not self._peers:
                 self._connection.close(CloseReason.SERVER_CLOSE)
 
     def closed(self, why: Closed) -> None:
@@ -225,8 +227,8 @@ class SocketConnection:
 
     def disconnect(self, namespace: str) -> None:
         """Leave the namespace, and close the connection where its client does not, unless it is in another one."""
+        self._leave_by = trio.current_time() + LEAVE_S  # before it is sent: that has the deadline looked at
         self.send(self._socket.disconnect(namespace))
-        self._leave_by = trio.current_time() + LEAVE_S
 
     def lose(self, namespace: str) -> None:
         """The client of `namespace` has come back over another connection: what this one is waiting for never comes."""

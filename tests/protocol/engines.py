@@ -87,5 +87,5 @@ def answer(connection: ServerConnection, now: float = 10.0) -> str | None:
     """What the held poll is answered with now."""
     payload = connection.next_payload()
     if payload is not None:
-        connection.payload_sent()
+        connection.payload_sent(payload)
     return payload

@@ -102,8 +102,8 @@ def _attack_server(transport: Transport, steps: Iterable[bytes]) -> None:
                     now += len(data)
         while connection.deadline <= now:
             connection.tick(now)
-        if connection.next_payload() is not None:
-            connection.payload_sent()
+        if (payload := connection.next_payload()) is not None:
+            connection.payload_sent(payload)
         while connection.next_frame() is not None:
             connection.frame_sent(now)
 

@@ -137,7 +137,7 @@ class Network:
             self.poll.answer = self.server.next_payload()
             if self.poll.answer is not None:
                 self.poll.held, self.poll.answered = False, True
-                self.server.payload_sent()
+                self.server.payload_sent(self.poll.answer)
                 self.check_size(self.poll.answer)
                 assert self.poll.answer.count(SEPARATOR) < self.packets_per_poll
         if self.server.closed is not None:

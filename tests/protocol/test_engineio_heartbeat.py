@@ -194,10 +194,11 @@ def test_on_polling_a_slow_payload_is_given_the_time_it_takes_to_leave() -> None
     connection.send("a large message")
     connection.tick(10.3)
     connection.begin_poll()
-    assert connection.next_payload() == "2\x1e4a large message"
+    payload = connection.next_payload()
+    assert payload == "2\x1e4a large message"
     connection.piece_sent(10.45)
     assert connection.deadline == pytest.approx(10.65)
-    connection.payload_sent()
+    connection.payload_sent(payload)
     assert connection.deadline == pytest.approx(10.65)
     connection.piece_sent(10.64)  # of another payload: the ping has left
     assert connection.deadline == pytest.approx(10.65)

@@ -378,3 +378,22 @@ def test_a_post_without_messages_is_short() -> None:
     busy = polling_server()
     assert len(post(busy, "\x1e".join(["4x"] * 500))) == 500
     assert is_open(busy)
+
+
+def test_one_answer_leaves_at_a_time_whatever_is_answered_beside_it() -> None:
+    """Else a client that does not read could have many held for it, none of them counted."""
+    connection = polling_server()
+    connection.send("first")
+    connection.begin_poll()
+    first = connection.next_payload()
+    assert first == "4first"
+    assert connection.has_unsent
+    connection.begin_upgrade()
+    connection.receive_probe("2probe")
+    assert poll(connection) == "6"  # and that has left
+    connection.abandon_upgrade()
+    connection.send("second")
+    assert poll(connection) is None
+    connection.payload_sent(first)
+    assert answer(connection) == "4second"
+    assert not connection.has_unsent

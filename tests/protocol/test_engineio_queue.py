@@ -323,3 +323,16 @@ def test_a_session_may_end_before_it_has_begun() -> None:
     ours.finish(CloseReason.SERVER_CLOSE, by=12.0)
     assert poll(ours) == "0" + POLLING_HANDSHAKE.to_json()
     assert poll(ours) == "1"
+
+
+def test_a_session_that_finishes_waits_for_the_answer_that_is_leaving() -> None:
+    connection = polling_server()
+    connection.send("last")
+    connection.begin_poll()
+    payload = connection.next_payload()
+    connection.finish(CloseReason.SERVER_CLOSE, by=20.0)
+    connection.begin_poll()
+    assert connection.next_payload() is None
+    assert is_open(connection)
+    connection.payload_sent(payload or "")
+    assert answer(connection) == "1"

@@ -146,8 +146,19 @@ async def test_a_client_is_sent_away_from_one_namespace_and_stays_in_another(aut
         assert await scene.worker.frame() == "41/other,"
         await trio.sleep(2 * LEAVE_S)
         assert other.closed
+        assert scene.application.gone == [(other.id, CloseReason.SERVER_CLOSE)]
         main.emit("n", 1)
         assert await scene.worker.frame() == '42["n",1]'
+
+
+async def test_a_client_that_was_sent_away_out_of_the_blue_has_no_more_time(autojump_clock: MockClock) -> None:
+    """Not only where an event of its own had it sent away: nothing else would look at the time."""
+    async with connected() as scene:
+        await scene.worker.join()
+        await trio.testing.wait_all_tasks_blocked()
+        scene.application.peers[0].close()
+        assert await scene.worker.wait_closed() == 1000
+        assert trio.current_time() == LEAVE_S
 
 
 async def test_a_closed_peer_that_does_not_read_is_cut_off(autojump_clock: MockClock) -> None:

@@ -103,8 +103,9 @@ async def test_an_empty_line_behind_a_request_is_none(autojump_clock: MockClock)
         client = Client(server.network.connect())
         assert (await client.ask(HEALTH + b"\r\n")).status == 200
         await trio.sleep(1)
-        await client.stream.send_all(b"\r\n")
-        await trio.testing.wait_all_tasks_blocked()
+        for piece in (b"\r", b"\n", b"\r\n"):
+            await client.stream.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked()
         assert (await client.ask(HEALTH)).status == 200
 
 
@@ -137,6 +138,19 @@ async def test_a_client_that_drops_its_poll_is_gone_whatever_it_sent_ahead(
         await trio.testing.wait_all_tasks_blocked()
         assert [reason for _, reason in application.gone] == [CloseReason.TRANSPORT_CLOSE]
         assert trio.current_time() == 0
+
+
+async def test_all_is_sent_when_the_answer_has_left_and_no_sooner(autojump_clock: MockClock) -> None:
+    application = Recorder()
+    async with serving(application) as server:
+        target = await join(server)
+        application.peers[0].emit("big", "x" * 1_000_000)
+        slow = server.network.connect(lambda: SlowLink.pair(100_000))
+        await slow.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)
+        server.nursery.start_soon(answer_all, slow)
+        await trio.sleep(0.1)
+        await application.peers[0].drained()
+        assert trio.current_time() > 9
 
 
 async def test_who_does_not_wait_for_an_answer_gets_no_second_one_beside_it(autojump_clock: MockClock) -> None:
@@ -184,7 +198,21 @@ async def test_a_stop_does_not_wait_for_who_reads_for_ever(autojump_clock: MockC
         await trio.sleep(0.5)
         started = trio.current_time()
         await server.engine.disconnect_all()
-        assert trio.current_time() - started < 8
+        assert trio.current_time() - started < 6
+
+
+async def test_a_stop_does_not_wait_for_who_has_stopped_reading(autojump_clock: MockClock) -> None:
+    """hypercorn shields its writes."""
+    application = Recorder()
+    async with serving(application) as server:
+        target = await join(server)
+        application.peers[0].emit("last", "x" * 2_000_000)
+        stream = server.network.connect(trio.testing.lockstep_stream_pair)
+        await stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        await trio.sleep(0.5)
+        started = trio.current_time()
+        await server.engine.disconnect_all()
+        assert trio.current_time() - started < 6
 
 
 async def test_a_ping_that_was_fetched_is_not_excused_by_a_slow_answer_after_it(autojump_clock: MockClock) -> None:
