@@ -71,7 +71,6 @@ class MemoryWorker:
 
     async def say(self, event: str, payload: object) -> Any:
         """Send an event; returns what an acknowledgement callback would get."""
-        await trio.lowlevel.checkpoint()
         return next(iter(self.gateway.received(self, event, (payload,))), None)
 
     def got(self, event: str) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def test_an_answer_ends_with_close_notify(server: Running) -> None:
         server.identity.client.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as encrypted,
     ):
         assert encrypted.version() == "TLSv1.3"
-        encrypted.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" + b"a" * 1_000)  # more than will be read
+        encrypted.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + b"a" * 1_000)
         answer = b""
         while data := encrypted.recv(4_096):  # raises where it ends without
             answer += data
