@@ -133,7 +133,10 @@ class Settings:
         secret=True,
     )
     cors_origins: tuple[str, ...] = _variable(
-        "STS_CORS_ORIGINS", _origins, (), "Web pages that may connect: origins with commas between them, or *."
+        "STS_CORS_ORIGINS",
+        _origins,
+        (),
+        "Origins of web pages that may connect, with commas, or *; all others are refused. Unset: none is asked for.",
     )
     drain_timeout_s: float = _variable(
         "DRAIN_TIMEOUT_S", _seconds(0, 3_600), 30.0, "Time for fragments in flight to finish after SIGTERM."

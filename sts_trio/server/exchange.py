@@ -230,6 +230,8 @@ class _Exchange:
         if self._holds_head:  # one packet on the network rather than two
             self._head = data
             return
+        if not data:  # the end of an answer that has left; the client may have closed by now
+            return
         try:
             with trio.fail_after(WRITE_TIMEOUT_S):
                 await self._stream.send_all(data)

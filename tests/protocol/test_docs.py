@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import aiohttp.web
@@ -18,14 +20,26 @@ from trio_websocket import serve_websocket
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
 
+BLOCKS = dict(re.findall(r"^```python (\w+)\.py\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+
+
+def load(name: str) -> ModuleType:
+    """The module that the example `name` is."""
+    module = ModuleType(name)
+    exec(compile(BLOCKS[name], f"docs/protocol.md: {name}.py", "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the others import is there."""
+    assert set(BLOCKS) == {"carry", "server", "client"}
+    monkeypatch.setitem(sys.modules, "carry", load("carry"))
+
+
 def example(name: str) -> Callable[..., Awaitable[None]]:
-    """What the example `name` is called for, with its module beside it."""
-    blocks = dict(re.findall(r"^```python (\w+)\.py\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-    assert set(blocks) == {"carry", "server", "client"}
-    module: dict[str, Any] = {"__name__": name}
-    for block in ("carry", name):
-        exec(compile(blocks[block], f"docs/protocol.md: {block}.py", "exec"), module)
-    function: Callable[..., Awaitable[None]] = module[{"server": "serve", "client": "add"}[name]]
+    """What the example `name` is called for."""
+    function: Callable[..., Awaitable[None]] = getattr(load(name), {"server": "serve", "client": "add"}[name])
     return function
 
 

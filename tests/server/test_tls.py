@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 import trustme
 from attrs import frozen
 from cryptography.hazmat.primitives.serialization import (
@@ -30,7 +32,7 @@ from sts_trio.server.admission import Admission, AdmissionLimits
 from sts_trio.server.tls import PLAIN_ANSWER, SpokenPlainly, TLSTransport, accept_tls, server_context
 from sts_trio.server.websocket import LINGER_S, AcceptedStream
 
-from .memory import FakeSocket, Pair, Server, ServerEnd, read_answer, serving
+from .memory import FakeSocket, Pair, Server, ServerEnd, read_answer, read_one_answer, serving
 from .test_door import HEALTH, WORKER, Nobody, refused
 
 
@@ -96,6 +98,36 @@ async def test_plain_http_is_answered_and_ended_with_close_notify(
         await client.aclose()
         await server.network.accepted[0].closed.wait()
         assert trio.current_time() == 0
+
+
+async def test_a_client_that_closes_as_soon_as_it_has_its_answer_has_it(
+    autojump_clock: MockClock, identity: Identity
+) -> None:
+    """A session on long-polling goes on after each of its connections."""
+    target = "/socket.io/?EIO=4&transport=polling"
+    async with serving(Nobody(), tls=identity.server) as server:
+        for number in range(3):
+            client = encrypted(server.network.connect(lockstep_stream_pair), identity.client)
+            await client.send_all(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer, _ = await read_one_answer(client)
+            assert (number, answer.status) == (number, 200)
+            await trio.aclose_forcefully(client)
+            await trio.testing.wait_all_tasks_blocked()
+            if number == 0:
+                target += "&sid=" + orjson.loads(answer.body[1:])["sid"]
+                await post(server, identity, target, b"40")
+            if number == 1:
+                assert answer.body.startswith(b"40{")
+                await post(server, identity, target, b"41\x1e40")  # joins again: there is something to poll
+
+
+async def post(server: Server, identity: Identity, target: str, body: bytes) -> None:
+    client = encrypted(server.network.connect(), identity.client)
+    await client.send_all(f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    answer, _ = await read_one_answer(client)
+    assert answer.body == b"ok"
+    await trio.aclose_forcefully(client)
+    await trio.testing.wait_all_tasks_blocked()
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
