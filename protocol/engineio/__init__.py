@@ -50,6 +50,7 @@ from .packets import (
     decode_payload,
     encode_frame,
     encode_payload,
+    says_goodbye,
 )
 from .server import ServerConnection
 
@@ -77,4 +78,5 @@ __all__ = [
     "decode_payload",
     "encode_frame",
     "encode_payload",
+    "says_goodbye",
 ]

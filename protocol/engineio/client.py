@@ -43,8 +43,6 @@ class ClientConnection(Connection):
         max_queue_bytes: int = MAX_QUEUE_BYTES,
     ) -> None:
         self._handshake: Handshake | None = None
-        self._polling = self._posting = False
-        self._upgrading = self._probed = False
         super().__init__(transport, now + open_timeout, max_queue_bytes)
 
     @property
@@ -55,8 +53,9 @@ class ClientConnection(Connection):
     # ------------------------------------------------------------------------------------ WebSocket
 
     def receive(self, frame: Frame, now: float) -> list[Event]:
-        """Take one frame of the session's WebSocket. The first packet must be the open packet, and no other may be
-        one.
+        """Take one frame of the session's WebSocket.
+
+        The first packet must be the open packet, and no other may be one.
         """
         if self._closed is not None:
             return []
@@ -73,8 +72,9 @@ class ClientConnection(Connection):
         return self._may_use_http and not self._polling
 
     def begin_poll(self) -> None:
-        """A GET is being sent; give the answer's body to `receive_payload`, or close the connection where none
-        comes.
+        """A GET is being sent.
+
+        Give the answer's body to `receive_payload`, or close the connection where none comes.
         """
         self._polling = True
 
@@ -90,8 +90,7 @@ class ClientConnection(Connection):
             yield from self._closed_by(CloseReason.PARSE_ERROR, str(error))
 
     def next_payload(self) -> str | None:
-        """The body of a POST to send now, of at most ``maxPayload`` bytes where its first packet allows, if there is
-        one.
+        """The body of a POST to send now, if there is one, of at most ``maxPayload`` bytes if its first packet allows.
 
         After `finish` the last one is the goodbye alone, and the connection is closed when this has returned it.
         """
@@ -130,19 +129,11 @@ class ClientConnection(Connection):
         self._probed = True
 
     def finish_upgrade(self) -> Frame | None:
-        """The last frame of the upgrade, once poll and POST are done (None before): then the session is on the
-        WebSocket.
-        """
+        """The last frame of the upgrade, once poll and POST are done (None before): the session is on the WebSocket."""
         if self._closed is not None or not self._probed or self._polling or self._posting:
             return None
-        self.transport = Transport.WEBSOCKET
-        self.abandon_upgrade()
-        self._close_if_finished()
+        self._move()
         return "5"
-
-    def abandon_upgrade(self) -> None:
-        """The WebSocket has failed, or has become the session's."""
-        self._upgrading = self._probed = False
 
     # ------------------------------------------------------------------------------ time and packets
 

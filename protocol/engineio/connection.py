@@ -83,6 +83,8 @@ class Connection(ABC):
         self._queue: deque[Packet] = deque()
         self._queued_bytes = 0  # of what is in the queue or being sent on the WebSocket
         self._sending: Packet | None = None
+        self._polling = self._posting = False  # a GET, a POST is under way
+        self._upgrading = self._probed = False
         self._finishing: CloseReason | None = None
         self._finish_by = math.inf
         self._closed: Closed | None = None
@@ -167,6 +169,16 @@ class Connection(ABC):
             packets.append(self._queue.popleft())
             self._queued_bytes -= _memory(packets[-1])
         return packets
+
+    def abandon_upgrade(self) -> None:
+        """The new WebSocket has failed, or has become the session's."""
+        self._upgrading = self._probed = False
+
+    def _move(self) -> None:
+        """The session is on the new WebSocket from now on."""
+        self.transport = Transport.WEBSOCKET
+        self.abandon_upgrade()
+        self._close_if_finished()
 
     def tick(self, now: float) -> None:
         """Do what is due. Nothing before `deadline`."""

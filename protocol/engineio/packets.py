@@ -103,6 +103,11 @@ def decode_payload(payload: str) -> Iterator[Packet]:
         start = end + 1
 
 
+def says_goodbye(payload: bytes) -> bool:
+    """Whether the last packet of an HTTP body is a close packet."""
+    return payload == b"1" or payload.endswith(b"\x1e1")
+
+
 def _encode_text(packet: Packet) -> str:
     frame = encode_frame(packet)
     return frame if isinstance(frame, str) else "b" + pybase64.b64encode_as_string(frame)

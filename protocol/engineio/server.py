@@ -54,8 +54,6 @@ class ServerConnection(Connection):
         self._ping_unsent = False
         self._ping_in_payload = False
         self._sending_payload: str | None = None
-        self._polling = self._posting = False
-        self._upgrading = self._probed = False
         super().__init__(transport, now + self._interval, max_queue_bytes)
         self._enqueue(Packet(PacketType.OPEN, handshake.to_json()))
 
@@ -215,14 +213,8 @@ class ServerConnection(Connection):
             raise EngineError(f"{packet.type.name} while upgrading")
         if self._posting:
             raise EngineError("UPGRADE while a POST is being taken")
-        self.transport = Transport.WEBSOCKET
-        self.abandon_upgrade()
-        self._close_if_finished()
+        self._move()
         return None
-
-    def abandon_upgrade(self) -> None:
-        """The new WebSocket has failed, or has become the session's."""
-        self._upgrading = self._probed = False
 
     # ----------------------------------------------------------------------------------------- time
 

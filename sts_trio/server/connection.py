@@ -36,6 +36,7 @@ from protocol.engineio import (
     ServerConnection,
     Transport,
     TransportMisused,
+    says_goodbye,
 )
 
 from .websocket import WebSocket, WebSocketClosed
@@ -227,11 +228,10 @@ class Connection:
         self._changed()
 
     def _take(self, event: Event) -> None:
-        """Hand on what has arrived."""
+        """Hand on what has arrived; `_changed` is to be called after it."""
         if isinstance(event, MessageReceived) and not self.is_closing:
             with self._defects_end_it():
                 self._receiver.received(event.data)
-        self._changed()
 
     @contextmanager
     def _defects_end_it(self) -> Iterator[None]:
@@ -320,10 +320,9 @@ class Connection:
             except WebSocketClosed as closed:
                 self.abort(CloseReason.TRANSPORT_CLOSE, str(closed))
                 return
-            events = self._engine.receive(frame, trio.current_time())
-            self._changed()
-            for event in events:
+            for event in self._engine.receive(frame, trio.current_time()):
                 self._take(event)
+            self._changed()
 
     async def _write(self, websocket: WebSocket) -> None:
         while True:
@@ -393,7 +392,7 @@ class Connection:
         Raises:
             ConnectionClosed: the client has broken a rule, or the session ended before this; answer it with 400.
         """
-        if payload == b"1" or payload.endswith(b"\x1e1"):
+        if says_goodbye(payload):
             await self._wait_for_poll()
         self._engine.check_open()
         with closing(self._engine.receive_payload(payload, trio.current_time())) as events:
@@ -404,6 +403,7 @@ class Connection:
                 characters += len(event.data) if isinstance(event, MessageReceived) else 0
                 if packets >= PACKETS_PER_STEP or characters >= CHARACTERS_PER_STEP:
                     packets = characters = 0
+                    self._changed()
                     await trio.lowlevel.checkpoint()
         self._changed()
         if self._engine.closed is not None and self._engine.closed.reason is CloseReason.PARSE_ERROR:

@@ -47,9 +47,8 @@ class EngineService:
     """Engine.IO on one path.
 
     Args:
-        origins: browsers' pages that may connect, ``*`` for all; others are refused. Empty: no page is refused, but
-        only
-            those of our own origin can use long-polling, for no answer allows another to read it.
+        origins: of browsers' pages that may connect, ``*`` for all; others are refused. Empty: no page is refused, but
+            only those of our own origin can use long-polling, for no answer allows another to read it.
     """
 
     def __init__(
@@ -123,8 +122,8 @@ class EngineService:
                 origin=origin,
                 allowed_origins=self.origins or None,
             )
-        except HandshakeRefused as refusal:
-            raise Refused(refusal.status, refusal.body) from None
+        except HandshakeRefused as refused:
+            raise refusal(refused) from None
         return None if sid is None else connection
 
     def open(self, transport: Transport, host: str, address: str) -> Connection:
@@ -189,6 +188,11 @@ class EngineService:
         finally:
             if is_new:
                 connection.abort(CloseReason.TRANSPORT_CLOSE)
+
+
+def refusal(refused: HandshakeRefused) -> Refused:
+    """The answer to a request that the protocol refuses."""
+    return Refused(refused.status, refused.body)
 
 
 def format_address(host: str, port: int) -> str:

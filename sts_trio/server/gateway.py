@@ -126,9 +126,7 @@ class Gateway:
         return Refusal("token missing or wrong", {"code": ErrorCode.AUTH_FAILED})
 
     def welcome(self, peer: Peer, auth: dict[str, Any]) -> None:
-        """A worker is told nothing before it asks. One that has come back has missed nothing, and its streams went
-        on.
-        """
+        """A worker is told nothing before it asks. One that has come back missed nothing, and its streams went on."""
 
     def received(self, peer: Peer, event: str, args: tuple[Any, ...]) -> tuple[object, ...]:
         """Act on a worker's event; whatever is wrong with it is answered by name and disturbs nothing else.

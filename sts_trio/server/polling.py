@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from protocol.engineio import CloseReason, ConnectionClosed, HandshakeRefused, Refusal, Transport, TransportMisused
 
 from .connection import Connection
-from .engine import EngineService, format_address
+from .engine import EngineService, format_address, refusal
 from .exchange import READER, Reader
 from .refused import Refused
 from .websocket import PIECE
@@ -36,8 +36,8 @@ def polling(path: str, engine: EngineService) -> Route:
             return Response(status_code=204, headers={**cors, **_preflight(request)})
         try:
             response = await _serve(request, engine)
-        except Refused as refusal:
-            response = Response(orjson.dumps(refusal.body), refusal.status, refusal.headers, "application/json")
+        except Refused as refused:
+            response = Response(orjson.dumps(refused.body), refused.status, refused.headers, "application/json")
         response.headers.update({"cache-control": "no-store", **cors})
         return response
 
@@ -58,10 +58,9 @@ async def _serve(request: Request, engine: EngineService) -> Response:
             if request.method == "POST":
                 return await _post(request, connection)
     except TransportMisused:
-        raise Refused(_BAD_REQUEST.status, _BAD_REQUEST.body) from None
+        raise refusal(_BAD_REQUEST) from None
     except ConnectionClosed as closed:
-        refusal = _BAD_REQUEST if closed.reason is CloseReason.PARSE_ERROR else _NO_SESSION
-        raise Refused(refusal.status, refusal.body) from None
+        raise refusal(_BAD_REQUEST if closed.reason is CloseReason.PARSE_ERROR else _NO_SESSION) from None
     raise Refused(405, "GET polls and POST sends", {"allow": "GET, POST"})
 
 

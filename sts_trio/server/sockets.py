@@ -45,8 +45,7 @@ class SocketSettings:
         connect_timeout_s: from the handshake to the first namespace that is joined.
         attachments_timeout_s: from a packet's text to its last attachment.
         recovery_s: how long a client that has lost its connection may come back; 0: not at all, and then no event
-        carries
-            an offset.
+            carries an offset.
         recovery_bytes: of events kept for each client.
         recovery_clients: that may be away at once.
         new_id: makes sids and pids; unguessable ones, except in a simulation.
