@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-import orjson
 import pytest
 import structlog.testing
 import trio
@@ -20,23 +19,13 @@ from sts_trio.server.admission import Admission
 from sts_trio.server.connection import ConnectionSettings
 from sts_trio.server.exchange import WRITE_TIMEOUT_S
 
-from .memory import Server, SlowLink, read_answer, serving
+from .memory import SlowLink, read_answer, serving
+from .polling_client import joined, request
 from .recorder import Recorder
 from .test_keep_alive import HEALTH, Client, post
 
 OPEN = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100 + b"0\r\n\r\n"
-
-
-async def join(server: Server) -> bytes:
-    """A session on long-polling that has joined; the target of its requests."""
-    client = Client(server.network.connect())
-    sid: bytes = orjson.loads((await client.ask(OPEN + b"\r\n")).body[1:])["sid"].encode()
-    target = b"/socket.io/?EIO=4&transport=polling&sid=" + sid
-    assert (await client.ask(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n40" % target)).body == b"ok"
-    assert (await client.ask(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)).body.startswith(b"40")
-    await client.stream.aclose()
-    return target
 
 
 async def answer_all(stream: Any) -> bytes:
@@ -111,13 +100,12 @@ async def test_an_empty_line_behind_a_request_is_none(autojump_clock: MockClock)
 
 async def test_a_client_that_drops_an_answer_in_its_midst_is_gone(autojump_clock: MockClock) -> None:
     """Else the next poll would go on behind a hole."""
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
+    async with joined() as (client, application):
+        server = client.server
         application.peers[0].emit("big", "x" * 1_000_000)
         application.peers[0].emit("next")
         stream = server.network.connect(trio.testing.lockstep_stream_pair)
-        await stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        await stream.send_all(request("GET", client.target, keep_alive=True))
         await stream.receive_some(100_000)
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
@@ -128,11 +116,10 @@ async def test_a_client_that_drops_an_answer_in_its_midst_is_gone(autojump_clock
 async def test_a_client_that_drops_its_poll_is_gone_whatever_it_sent_ahead(
     autojump_clock: MockClock, behind: bytes
 ) -> None:
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
+    async with joined() as (client, application):
+        server = client.server
         stream = server.network.connect()
-        await stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target + behind)
+        await stream.send_all(request("GET", client.target, keep_alive=True) + behind)
         await trio.testing.wait_all_tasks_blocked()
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
@@ -141,12 +128,11 @@ async def test_a_client_that_drops_its_poll_is_gone_whatever_it_sent_ahead(
 
 
 async def test_all_is_sent_when_the_answer_has_left_and_no_sooner(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
+    async with joined() as (client, application):
+        server = client.server
         application.peers[0].emit("big", "x" * 1_000_000)
         slow = server.network.connect(lambda: SlowLink.pair(100_000))
-        await slow.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)
+        await slow.send_all(request("GET", client.target))
         server.nursery.start_soon(answer_all, slow)
         await trio.sleep(0.1)
         await application.peers[0].drained()
@@ -155,10 +141,9 @@ async def test_all_is_sent_when_the_answer_has_left_and_no_sooner(autojump_clock
 
 async def test_who_does_not_wait_for_an_answer_gets_no_second_one_beside_it(autojump_clock: MockClock) -> None:
     """Else one client could have the server hold many answers, each as large as all that may wait for it."""
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
-        poll = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target
+    async with joined() as (client, application):
+        server = client.server
+        poll = request("GET", client.target)
         application.peers[0].emit("big", "x" * 200_000)
         slow = server.network.connect(lambda: SlowLink.pair(100_000))
         await slow.send_all(poll)
@@ -173,12 +158,11 @@ async def test_who_does_not_wait_for_an_answer_gets_no_second_one_beside_it(auto
 
 
 async def test_a_stop_waits_for_an_answer_that_is_being_sent(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
+    async with joined() as (client, application):
+        server = client.server
         application.peers[0].emit("last", "x" * 200_000)
         stream = server.network.connect(lambda: SlowLink.pair(100_000))
-        await stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)
+        await stream.send_all(request("GET", client.target))
         await trio.sleep(0.5)
         started = trio.current_time()
         server.nursery.start_soon(server.engine.disconnect_all)
@@ -188,12 +172,11 @@ async def test_a_stop_waits_for_an_answer_that_is_being_sent(autojump_clock: Moc
 
 
 async def test_a_stop_does_not_wait_for_who_reads_for_ever(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
+    async with joined() as (client, application):
+        server = client.server
         application.peers[0].emit("last", "x" * 2_000_000)
         stream = server.network.connect(lambda: SlowLink.pair(10_000))
-        await stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        await stream.send_all(request("GET", client.target, keep_alive=True))
         server.nursery.start_soon(answer_all, stream)
         await trio.sleep(0.5)
         started = trio.current_time()
@@ -203,12 +186,11 @@ async def test_a_stop_does_not_wait_for_who_reads_for_ever(autojump_clock: MockC
 
 async def test_a_stop_does_not_wait_for_who_has_stopped_reading(autojump_clock: MockClock) -> None:
     """hypercorn shields its writes."""
-    application = Recorder()
-    async with serving(application) as server:
-        target = await join(server)
+    async with joined() as (client, application):
+        server = client.server
         application.peers[0].emit("last", "x" * 2_000_000)
         stream = server.network.connect(trio.testing.lockstep_stream_pair)
-        await stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        await stream.send_all(request("GET", client.target, keep_alive=True))
         await trio.sleep(0.5)
         started = trio.current_time()
         await server.engine.disconnect_all()
@@ -216,11 +198,10 @@ async def test_a_stop_does_not_wait_for_who_has_stopped_reading(autojump_clock: 
 
 
 async def test_a_ping_that_was_fetched_is_not_excused_by_a_slow_answer_after_it(autojump_clock: MockClock) -> None:
-    application = Recorder()
     settings = ConnectionSettings(ping_interval_s=5, ping_timeout_s=10)
-    async with serving(application, settings=settings) as server:
-        target = await join(server)
-        poll = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target
+    async with joined(settings=settings) as (client, application):
+        server = client.server
+        poll = request("GET", client.target)
         first = server.network.connect()
         await first.send_all(poll)
         assert (await read_answer(first)).body == b"2"
@@ -235,10 +216,9 @@ async def test_a_ping_that_was_fetched_is_not_excused_by_a_slow_answer_after_it(
 
 
 async def test_a_head_behind_a_held_poll_has_the_same_limit(autojump_clock: MockClock) -> None:
-    async with serving(Recorder()) as server:
-        target = await join(server)
-        client = Client(server.network.connect())
-        await client.stream.send_all(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+    async with joined() as (poller, _):
+        client = Client(poller.server.network.connect())
+        await client.stream.send_all(request("GET", poller.target, keep_alive=True))
         await trio.testing.wait_all_tasks_blocked()
         await client.stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n")
         assert (await client.answer()).body == b"2"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import orjson
 import pytest
 import trio
 import trio.testing
-from attrs import define, field
 from trio.testing import MockClock
 
 from protocol.engineio import CloseReason
@@ -18,49 +14,8 @@ from sts_trio.server.admission import Admission, AdmissionLimits
 from sts_trio.server.connection import OVERTAKING_S, ConnectionSettings
 
 from .memory import Answer, Server, SlowLink, read_answer, serving
+from .polling_client import TARGET, Client, joined, request
 from .recorder import Recorder
-
-TARGET = "/socket.io/?EIO=4&transport=polling"
-
-
-def request(method: str, target: str, headers: str = "", body: bytes = b"") -> bytes:
-    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    return head.encode() + body
-
-
-@define
-class Client:
-    """One session, each request on a connection of its own."""
-
-    server: Server
-    target: str = TARGET
-    opened: dict[str, Any] = field(factory=dict)
-
-    async def open(self) -> None:
-        answer = await self.poll()
-        assert answer.status == 200, answer
-        self.opened = orjson.loads(answer.body[1:])
-        self.target = f"{TARGET}&sid={self.opened['sid']}"
-
-    async def join(self) -> None:
-        await self.open()
-        assert (await self.post(b"40")).body == b"ok"
-        assert (await self.poll()).body.startswith(b"40{")
-
-    async def poll(self) -> Answer:
-        return await self.server.request(request("GET", self.target))
-
-    async def post(self, body: bytes) -> Answer:
-        return await self.server.request(request("POST", self.target, body=body))
-
-
-@asynccontextmanager
-async def joined(**settings: Any) -> AsyncIterator[tuple[Client, Recorder]]:
-    application = Recorder()
-    async with serving(application, **settings) as server:
-        client = Client(server)
-        await client.join()
-        yield client, application
 
 
 async def test_a_worker_may_stay_on_long_polling(autojump_clock: MockClock) -> None:

@@ -11,21 +11,20 @@ from protocol.engineio import CloseReason
 from sts_trio.server.sockets import SocketSettings
 
 from .memory import serving
+from .polling_client import Client, joined
 from .recorder import Recorder
-from .test_polling import Client
+
+RECOVERY = SocketSettings(recovery_s=60)
 
 
 async def test_the_application_does_not_notice_that_a_client_was_away(autojump_clock: MockClock) -> None:
     application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+    async with serving(application, sockets=RECOVERY) as server:
         client = Client(server)
-        await client.open()
-        await client.post(b"40")
-        body = (await client.poll()).body
-        state = orjson.loads(body[2:])
+        state = await client.join()
         (peer,) = application.peers
         peer.emit("n", 1)
-        offset = orjson.loads((await client.poll()).body[2:])[-1]
+        offset = (await client.poll_event())[-1]
         await client.post(b"1")
         await trio.sleep(30)
         assert not peer.closed
@@ -54,10 +53,7 @@ async def test_the_application_does_not_notice_that_a_client_was_away(autojump_c
 
 
 async def test_who_does_not_come_back_in_time_is_gone(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
-        client = Client(server)
-        await client.join()
+    async with joined(sockets=RECOVERY) as (client, application):
         await client.post(b"1")
         (peer,) = application.peers
         left = trio.current_time()
@@ -70,20 +66,14 @@ async def test_who_does_not_come_back_in_time_is_gone(autojump_clock: MockClock)
 
 
 async def test_a_stop_gives_up_who_is_away(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
-        client = Client(server)
-        await client.join()
+    async with joined(sockets=RECOVERY) as (client, application):
         await client.post(b"1")
-        server.engine.drain()
+        client.server.engine.drain()
         assert len(application.gone) == 1
 
 
 async def test_an_application_may_close_who_is_away(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
-        client = Client(server)
-        await client.join()
+    async with joined(sockets=RECOVERY) as (client, application):
         await client.post(b"1")
         application.peers[0].close()
         assert [reason for _, reason in application.gone] == [CloseReason.SERVER_CLOSE]
@@ -93,19 +83,15 @@ async def test_an_application_may_close_who_is_away(autojump_clock: MockClock) -
 
 async def test_who_was_sent_away_cannot_come_back(autojump_clock: MockClock) -> None:
     application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+    async with serving(application, sockets=RECOVERY) as server:
         client = Client(server)
-        await client.open()
-        await client.post(b"40")
-        state = orjson.loads((await client.poll()).body[2:])
+        state = await client.join()
         (peer,) = application.peers
         peer.emit("n")
-        offset = orjson.loads((await client.poll()).body[2:])[-1]
+        offset = (await client.poll_event())[-1]
         peer.close()
-        back = Client(server)
-        await back.open()
-        await back.post(b"40" + orjson.dumps({"pid": state["pid"], "offset": offset}))
-        assert orjson.loads((await back.poll()).body[2:])["sid"] != peer.id
+        back = await Client(server).join(orjson.dumps({"pid": state["pid"], "offset": offset}))
+        assert back["sid"] != peer.id
         assert len(application.peers) == 2
         await client.post(b"1")  # its connection is lost before it has read why
         await trio.testing.wait_all_tasks_blocked()
@@ -113,11 +99,8 @@ async def test_who_was_sent_away_cannot_come_back(autojump_clock: MockClock) -> 
 
 
 async def test_who_is_lost_during_a_stop_is_gone(autojump_clock: MockClock) -> None:
-    application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
-        client = Client(server)
-        await client.join()
-        server.engine.drain()
+    async with joined(sockets=RECOVERY) as (client, application):
+        client.server.engine.drain()
         await client.post(b"1")
         await trio.testing.wait_all_tasks_blocked()
         assert len(application.gone) == 1
@@ -127,14 +110,12 @@ async def test_a_client_may_come_back_before_its_old_connection_is_known_to_be_d
     autojump_clock: MockClock,
 ) -> None:
     application = Recorder()
-    async with serving(application, sockets=SocketSettings(recovery_s=60)) as server:
+    async with serving(application, sockets=RECOVERY) as server:
         old = Client(server)
-        await old.open()
-        await old.post(b"40")
-        state = orjson.loads((await old.poll()).body[2:])
+        state = await old.join()
         (peer,) = application.peers
         peer.emit("n", 1)
-        offset = orjson.loads((await old.poll()).body[2:])[-1]
+        offset = (await old.poll_event())[-1]
         peer.emit("n", 2)  # it never polls again
         back = Client(server)
         await back.open()
