@@ -4,10 +4,11 @@ An *engine* is a configured model; an *instance* is one loaded copy of it. The p
 its only caller, one call at a time, so an instance needs no locks. A call gets a batch and answers with one result or
 one typed failure per request, in the same order: a request that fails never takes its neighbours with it.
 
-Cancellation: a call runs inside a cancel scope of the pool. An instance over a child process lets `trio.Cancelled`
-through and kills the child; an instance over a blocking library calls it through the `offload` it was opened with and
-lets the library stop at its next `trio.from_thread.check_cancelled()`. After a cancelled call the next one works:
-an instance heals itself.
+Cancellation: a call runs inside a cancel scope of the pool, whose deadline (`trio.current_effective_deadline`) is when
+the last who waits for it gives up: an instance that retries knows from it how long that is worth it. An instance over a
+child process lets `trio.Cancelled` through and kills the child; an instance over a blocking library calls it through
+the `offload` it was opened with and lets the library stop at its next `trio.from_thread.check_cancelled()`. After a
+cancelled call the next one works: an instance heals itself.
 
 Requests and results are plain values without references to streams, so a pool could stand on another machine.
 """
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
+import numpy as np
 from attrs import field, frozen
+from numpy.typing import NDArray
 
 from protocol.errors import ErrorCode
 
@@ -27,6 +30,9 @@ from ..offload import Offload as Offload
 
 ASR_SAMPLE_RATE_HZ = 16_000
 """What every ASR engine is given: 16 kHz mono."""
+
+Take: TypeAlias = NDArray[np.float32]
+"""What an engine made of a text before it had a speed: an array that only the engine can read."""
 
 Req = TypeVar("Req", contravariant=True)
 Res = TypeVar("Res", covariant=True)
@@ -123,6 +129,11 @@ class Transcript:
 class AsrEngine(Engine[AsrRequest, Transcript], Protocol):
     """Speech to text."""
 
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """What one instance takes of a GPU, work space included; 0 where it runs on the CPU."""
+        ...
+
     def supports(self, language: str) -> bool:
         """Whether it transcribes this BCP 47 tag."""
         ...
@@ -143,9 +154,14 @@ class TranslationRequest:
 
 @frozen
 class Translation:
-    """Text in the target language."""
+    """Text in the target language.
+
+    Attributes:
+        model: who translated it, where that is not the engine itself but one of several behind it.
+    """
 
     text: str
+    model: str = ""
 
 
 class TranslationEngine(Engine[TranslationRequest, Translation], Protocol):
@@ -166,20 +182,41 @@ class SpeechRequest:
     Attributes:
         voice: a voice profile that `has_voice` accepts for `language`.
         rate: wanted speed relative to the voice's natural one, within the engine's `rate_range`.
+        take: the `Speech.take` of the same text in the same voice at another rate, where there is one.
     """
 
     text: str
     language: str
     voice: str
     rate: float = 1.0
+    take: Take | None = field(default=None, eq=False, repr=False)
 
 
 @frozen
 class Speech:
-    """Spoken text: mono, shape ``(frames,)``, without silence around it."""
+    """Spoken text: mono, shape ``(frames,)``, without silence around it.
+
+    Attributes:
+        take: what the engine made of the text before it had a speed, where it works that way. Handed back with a
+            request for another rate it saves most of the work, and the same performance is heard.
+    """
 
     samples: Samples = field(eq=False, repr=False)
     sample_rate_hz: int
+    take: Take | None = field(default=None, eq=False, repr=False)
+
+
+@frozen
+class Voice:
+    """A voice profile that streams can ask for.
+
+    Attributes:
+        languages: BCP 47 tags of what it speaks.
+    """
+
+    id: str
+    languages: tuple[str, ...]
+    description: str = ""
 
 
 class TtsEngine(Engine[SpeechRequest, Speech], Protocol):
@@ -194,8 +231,17 @@ class TtsEngine(Engine[SpeechRequest, Speech], Protocol):
         """Whether it speaks this BCP 47 tag."""
         ...
 
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """As `AsrEngine.gpu_memory_bytes`."""
+        ...
+
     def has_voice(self, voice: str, language: str) -> bool:
         """Whether `voice` exists and speaks `language`; ``default`` exists for each language it supports."""
+        ...
+
+    def voices(self) -> Sequence[Voice]:
+        """What can be asked for, ``default`` first."""
         ...
 
 

@@ -20,7 +20,7 @@ from attrs import field, frozen
 
 from protocol.errors import ErrorCode
 
-from .base import EngineFailure, EngineUnavailable, Instance, Offload, Samples, Speech, SpeechRequest
+from .base import EngineFailure, EngineUnavailable, Instance, Offload, Samples, Speech, SpeechRequest, Voice
 from .languages import language_code
 
 PROFILES: Final = MappingProxyType({"default": "", "male": "m3", "female": "f2"})
@@ -48,6 +48,7 @@ class EspeakEngine:
 
     name: str = "espeak-ng"
     max_batch: int = 1
+    gpu_memory_bytes: int = 0
     rate_range: tuple[float, float] = RATE_RANGE
     _program: str = field(init=False, repr=False)
     _voices: Mapping[str, str] = field(init=False, repr=False)
@@ -92,6 +93,11 @@ class EspeakEngine:
     def has_voice(self, voice: str, language: str) -> bool:
         """``default``, ``male`` and ``female`` exist for each language it supports."""
         return voice in self._profiles and self.supports(language)
+
+    def voices(self) -> Sequence[Voice]:
+        """The profiles, each for every language that is installed."""
+        languages = tuple(sorted({language_code(tag) for tag in self._voices}))
+        return [Voice(name, languages, f"espeak-ng's {variant or 'own'}") for name, variant in self._profiles.items()]
 
     @asynccontextmanager
     async def open(self, offload: Offload) -> AsyncIterator[Instance[SpeechRequest, Speech]]:

@@ -61,6 +61,7 @@ class PocketsphinxEngine:
 
     name: str = "pocketsphinx"
     max_batch: int = 1
+    gpu_memory_bytes: int = 0
 
     def __attrs_post_init__(self) -> None:
         for module in ("pocketsphinx", "trio_parallel"):

@@ -54,6 +54,7 @@ class _Ticket(Generic[Req, Res]):
     request: Req
     stream: str
     queued_at: float
+    deadline: float
     settled: trio.Event = field(factory=trio.Event)
     outcome: Res | EngineFailure | EngineDefect | None = None
     call: _Call | None = None
@@ -114,8 +115,9 @@ class Pool(Generic[Req, Res]):
         """
         if len(self._queue) >= self._max_waiting:
             raise EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{self.label}: too many requests are waiting")
-        ticket: _Ticket[Req, Res] = _Ticket(request, stream, queued_at=trio.current_time())
-        self._queue.push(stream, trio.current_effective_deadline(), ticket)
+        deadline = trio.current_effective_deadline()
+        ticket: _Ticket[Req, Res] = _Ticket(request, stream, queued_at=trio.current_time(), deadline=deadline)
+        self._queue.push(stream, deadline, ticket)
         self._idle_slots.unpark()
         try:
             await ticket.settled.wait()
@@ -159,7 +161,8 @@ class Pool(Generic[Req, Res]):
     async def _answer(self, instance: Instance[Req, Res], batch: Sequence[_Ticket[Req, Res]]) -> None:
         """Call the model and leave each outcome at its ticket, whatever happens."""
         outcomes: Sequence[Res | EngineFailure | EngineDefect] = ()
-        scope = trio.CancelScope()
+        # Its deadline ends no call that somebody waits for: it is theirs, and tells the engine of it.
+        scope = trio.CancelScope(deadline=max(ticket.deadline for ticket in batch))
         call = _Call(scope, waiting=len(batch))
         for ticket in batch:
             ticket.call = call

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
-
 from ..config import Settings
 from .base import AsrEngine, EngineUnavailable, TranslationEngine, TtsEngine
-
-E = TypeVar("E")
+from .catalogue import MODELS, WHISPER_FILES, XTTS_FILES, find_model, is_path
 
 
 def build_asr(settings: Settings) -> AsrEngine:
@@ -17,45 +13,78 @@ def build_asr(settings: Settings) -> AsrEngine:
     Raises:
         EngineUnavailable: there is none of that name, or it cannot run here; the message says what would help.
     """
-
-    def pocketsphinx() -> AsrEngine:
+    name = settings.asr_model
+    if name == "pocketsphinx":
         from .pocketsphinx import PocketsphinxEngine
 
         return PocketsphinxEngine()
+    if (name.startswith("faster-whisper-") and name in MODELS) or is_path(name):
+        from .whisper import WhisperEngine
 
-    return _build("ASR_MODEL", settings.asr_model, {"pocketsphinx": pocketsphinx}, planned="faster-whisper-")
+        return WhisperEngine(
+            folder=find_model("ASR_MODEL", name, settings.models_dir, WHISPER_FILES),
+            name=name,
+            device=settings.asr_device,
+            compute_type=settings.asr_compute_type,
+            slots=settings.asr_slots,
+            max_batch=settings.asr_max_batch,
+        )
+    raise _unknown("ASR_MODEL", name, "pocketsphinx", "faster-whisper-")
 
 
 def build_translation(settings: Settings) -> TranslationEngine:
-    """The engine that `TRANSLATION_PROVIDER` names; see `build_asr`."""
+    """What `TRANSLATION_PROVIDER` names: one engine, or several of which the next is asked where one fails."""
+    providers = [_build_provider(name, settings) for name in settings.translation_providers]
+    if len(providers) == 1:
+        return providers[0]
+    from .failover import FailoverTranslation
 
-    def apertium() -> TranslationEngine:
+    return FailoverTranslation(tuple(providers))
+
+
+def _build_provider(name: str, settings: Settings) -> TranslationEngine:
+    if name == "apertium":
         from .apertium import ApertiumEngine
 
         return ApertiumEngine()
+    if name == "deepl":
+        from .deepl import DeepLEngine
 
-    return _build("TRANSLATION_PROVIDER", settings.translation_provider, {"apertium": apertium}, planned="deepl")
+        if settings.deepl_api_key is None:
+            raise EngineUnavailable(
+                "TRANSLATION_PROVIDER=deepl needs DEEPL_API_KEY, the key of a DeepL API account "
+                "(--profile embedded has engines that need no key)"
+            )
+        return DeepLEngine(
+            api_key=settings.deepl_api_key,
+            server_url=settings.deepl_server_url,
+            formality=settings.deepl_formality,
+            glossaries=settings.deepl_glossaries,
+        )
+    raise _unknown("TRANSLATION_PROVIDER", name, "apertium", "deepl")
 
 
 def build_tts(settings: Settings) -> TtsEngine:
     """The engine that `TTS_MODEL` names; see `build_asr`."""
-
-    def espeak() -> TtsEngine:
+    name = settings.tts_model
+    if name == "espeak-ng":
         from .espeak import EspeakEngine
 
         return EspeakEngine()
+    if name == "coqui-xtts-v2" or is_path(name):
+        from .xtts import XttsEngine
 
-    return _build("TTS_MODEL", settings.tts_model, {"espeak-ng": espeak}, planned="coqui-xtts-v2")
-
-
-def _build(variable: str, name: str, engines: Mapping[str, Callable[[], E]], *, planned: str) -> E:
-    """`planned` is how the names of production engines begin that this version does not have yet."""
-    if name in engines:
-        return engines[name]()
-    known = ", ".join(engines)
-    if name.startswith(planned):
-        raise EngineUnavailable(
-            f"{variable}={name} is not built into this version yet. Set {variable}={known}, or start with "
-            "--profile embedded for engines that need no key, download or GPU"
+        return XttsEngine(
+            folder=find_model("TTS_MODEL", name, settings.models_dir, XTTS_FILES),
+            name=name,
+            device=settings.tts_device,
+            voices_file=settings.voices_file,
         )
-    raise EngineUnavailable(f"{variable}={name} is unknown; this version has {known}")
+    raise _unknown("TTS_MODEL", name, "espeak-ng", "coqui-xtts-v2")
+
+
+def _unknown(variable: str, name: str, embedded: str, production: str) -> EngineUnavailable:
+    """`production` is a name, or how the names of downloadable models begin."""
+    names = [model for model in MODELS if model.startswith(production)] or [production]
+    path = "" if variable == "TRANSLATION_PROVIDER" else ", or the path of a folder"
+    return EngineUnavailable(f"{variable}={name} is unknown; there are {embedded}, {', '.join(names)}{path}")

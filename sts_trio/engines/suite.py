@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import trio
 from attrs import frozen
 
 from ..config import Settings
+from ..observe.gpu import free_gpu_memory
 from ..observe.metrics import Metrics
 from ..offload import Offload
 from . import codec
@@ -25,6 +27,7 @@ from .base import (
     TtsEngine,
 )
 from .codec import DecodedAudio, DecodeRequest, EncodeRequest, StretchRequest
+from .gpu import Demand, check_memory
 from .pool import Pool, Req, Res
 from .registry import build_asr, build_translation, build_tts
 
@@ -51,11 +54,21 @@ def threads_needed(settings: Settings) -> int:
     return 3 * settings.codec_slots + settings.asr_slots + settings.translation_slots + settings.tts_slots + 1
 
 
+def gpu_demands(models: Models, *, asr_slots: int, tts_slots: int) -> Sequence[Demand]:
+    """What the models take of the GPU; nothing where they run on the CPU."""
+    demands = (
+        Demand("ASR_SLOTS", asr_slots, models.asr.gpu_memory_bytes),
+        Demand("TTS_SLOTS", tts_slots, models.tts.gpu_memory_bytes),
+    )
+    return [demand for demand in demands if demand.bytes_each]
+
+
 @frozen(eq=False)
 class EngineSuite:
     """What the stages of every stream call."""
 
     models: Models
+    offload: Offload
     decode: Pool[DecodeRequest, DecodedAudio]
     transcribe: Pool[AsrRequest, Transcript]
     translate: Pool[TranslationRequest, Translation]
@@ -74,6 +87,7 @@ class EngineSuite:
 
         return cls(
             models=models,
+            offload=offload,
             decode=pool("decode", codec.decoder(), settings.codec_slots),
             transcribe=pool("asr", models.asr, settings.asr_slots),
             translate=pool("translation", models.translation, settings.translation_slots),
@@ -86,8 +100,11 @@ class EngineSuite:
         """Load and warm every instance, report, and serve until cancelled.
 
         Raises:
-            EngineUnavailable: an instance cannot be loaded.
+            EngineUnavailable: an instance cannot be loaded, or a GPU is too small for all of them.
         """
+        demands = gpu_demands(self.models, asr_slots=self.transcribe.slots, tts_slots=self.speak.slots)
+        if demands:
+            check_memory(demands, await self.offload(free_gpu_memory))
         async with trio.open_nursery() as pools:
             async with trio.open_nursery() as loading:
                 for pool in self._pools():

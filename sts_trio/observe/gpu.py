@@ -54,6 +54,28 @@ async def sample_gpu(
             pynvml.nvmlShutdown()
 
 
+def free_gpu_memory(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Bytes that nobody uses of the first visible GPU, which is the one the models go to; None where none is seen.
+
+    Blocks for a moment: call it off the event loop.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except ImportError:
+        return None
+    except pynvml.NVMLError:
+        return None
+    try:
+        devices = _visible_devices(pynvml, environment.get("CUDA_VISIBLE_DEVICES"))
+        return int(pynvml.nvmlDeviceGetMemoryInfo(devices[0]).free) if devices else None
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _visible_devices(nvml: Any, selection: str | None) -> list[Any]:
     """NVML handles of what `selection` names; like CUDA, it ends at the first entry that names no device."""
     if selection is None:

@@ -48,12 +48,13 @@ class TranscriptAsset:
 
 @frozen
 class TextAsset:
-    """The transcript in the target language."""
+    """The transcript in the target language; `model` is who translated it, where several could have."""
 
     asset_id: str
     parent_asset_ids: tuple[str, ...]
     source_text: str
     translated_text: str
+    model: str = ""
 
 
 @frozen

@@ -55,7 +55,7 @@ class Reporter:
         metadata = {key: value for key, value in (fragment.data.metadata or {}).items() if key not in OPTIONAL_KEYS}
         metadata |= {
             "asr_model": self.models.asr.name,
-            "translation_model": self.models.translation.name,
+            "translation_model": (fragment.text and fragment.text.model) or self.models.translation.name,
             "tts_model": self.models.tts.name,
             "original_duration_ms": fragment.slot_ms,
             "dubbed_duration_ms": fragment.dubbed.duration_ms if fragment.dubbed else 0,

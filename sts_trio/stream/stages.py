@@ -14,7 +14,17 @@ from protocol.dubbing import Audio, StreamConfig
 from protocol.errors import ErrorCode
 
 from ..audio import trim_silence_end
-from ..engines.base import AsrRequest, EngineFailure, Samples, SpeechRequest, Transcript, TranslationRequest
+from ..engines.base import (
+    AsrRequest,
+    EngineFailure,
+    Samples,
+    Speech,
+    SpeechRequest,
+    Take,
+    Transcript,
+    Translation,
+    TranslationRequest,
+)
 from ..engines.codec import DecodeRequest, StretchRequest
 from ..engines.suite import EngineSuite
 from .assets import AssetStatus, AudioAsset, AudioSpan, Fragment, TextAsset, TranscriptAsset
@@ -51,7 +61,7 @@ class Stages:
         assert fragment.speech is not None
         answer = Transcript("")
         if not fragment.late:  # what a retry says was said long ago
-            fragment.context = self._said_before
+            fragment.context, self._said_before = self._said_before, ""  # which stays so where nothing is understood
         if fragment.speech.size:
             request = AsrRequest(
                 samples=fragment.speech,
@@ -75,7 +85,7 @@ class Stages:
     async def translate(self, fragment: Fragment) -> None:
         """Transcript to a `TextAsset`; an empty one without asking anybody where nothing was said."""
         assert fragment.transcript is not None
-        translated = ""
+        answer = Translation("")
         if fragment.transcript.transcript:
             request = TranslationRequest(
                 text=fragment.transcript.transcript,
@@ -83,12 +93,13 @@ class Stages:
                 target_language=self.config.target_language,
                 context=fragment.context,
             )
-            translated = (await self.engines.translate.submit(request, stream=self.stream_id)).text.strip()
+            answer = await self.engines.translate.submit(request, stream=self.stream_id)
         fragment.text = TextAsset(
             asset_id=fragment.asset_id("translation"),
             parent_asset_ids=(fragment.transcript.asset_id,),
             source_text=fragment.transcript.transcript,
-            translated_text=translated,
+            translated_text=answer.text.strip(),
+            model=answer.model,
         )
 
     async def speak(self, fragment: Fragment) -> None:
@@ -101,11 +112,12 @@ class Stages:
         if not fragment.text.translated_text:
             return
         text, slot_ms = fragment.text.translated_text, fragment.slot_ms
-        spoken, rate_hz = await self._synthesize(text, 1.0)
+        speech = await self._synthesize(text, 1.0)
+        spoken, rate_hz = speech.samples, speech.sample_rate_hz
         natural_ms = _length_ms(spoken, rate_hz)
         plan = self.fitter.plan(natural_ms, slot_ms, self.engines.models.tts.rate_range)
         if plan.engine_rate != 1.0:
-            spoken, rate_hz = await self._synthesize(text, plan.engine_rate)
+            spoken = (await self._synthesize(text, plan.engine_rate, speech.take)).samples
         speed = self.fitter.remaining(_length_ms(spoken, rate_hz), slot_ms, natural_ms)
         if speed != 1.0:
             spoken = await self.engines.stretch.submit(StretchRequest(spoken, rate_hz, speed), stream=self.stream_id)
@@ -144,10 +156,11 @@ class Stages:
         """Silence or the original in place of speech."""
         self._deliver(fragment, await self.fallback.encoded(fragment))
 
-    async def _synthesize(self, text: str, rate: float) -> tuple[Samples, int]:
-        request = SpeechRequest(text, self.config.target_language, self.config.voice_profile, rate)
+    async def _synthesize(self, text: str, rate: float, take: Take | None = None) -> Speech:
+        request = SpeechRequest(text, self.config.target_language, self.config.voice_profile, rate, take)
         speech = await self.engines.speak.submit(request, stream=self.stream_id)
-        return _audible(speech.samples), speech.sample_rate_hz
+        _audible(speech.samples)
+        return speech
 
     def _deliver(self, fragment: Fragment, data: bytes) -> None:
         fragment.dubbed = Audio(

@@ -26,6 +26,7 @@ from ..engines.base import (
     Transcript,
     Translation,
     TranslationRequest,
+    Voice,
 )
 from ..engines.suite import Models
 
@@ -67,6 +68,7 @@ class ScriptedEngine(Generic[Req, Res]):
     name: str
     script: Callable[[Req], Step[Res]]
     max_batch: int = 1
+    gpu_memory_bytes: int = 0
     load_s: float = 0.0
     requests: list[Req] = field(factory=list, init=False)
     batches: list[int] = field(factory=list, init=False)
@@ -154,6 +156,9 @@ class ScriptedTts(ScriptedEngine[SpeechRequest, Speech]):
 
     def has_voice(self, voice: str, language: str) -> bool:
         return voice == "default"
+
+    def voices(self) -> Sequence[Voice]:
+        return [Voice("default", ("de", "es"))]
 
 
 def tone(seconds: float) -> Speech:

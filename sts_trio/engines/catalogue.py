@@ -1,0 +1,115 @@
+"""The models that can be downloaded: their names, where they come from, what they consist of and where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from .base import EngineUnavailable
+
+WHISPER_FILES: Final = ("config.json", "model.bin", "tokenizer.json")
+"""What every Whisper model that was converted for CTranslate2 has; a vocabulary in one of two formats comes with it."""
+
+XTTS_FILES: Final = ("config.json", "model.pth", "vocab.json")
+"""What every XTTS checkpoint has; speakers (`XTTS_SPEAKERS`) may come with it."""
+
+XTTS_SPEAKERS: Final = "speakers_xtts.pth"
+
+CPML: Final = "Coqui Public Model License 1.0.0 (no commercial use): https://coqui.ai/cpml"
+
+
+@frozen
+class DownloadableModel:
+    """A model of the Hugging Face hub.
+
+    Attributes:
+        name: as `ASR_MODEL` or `TTS_MODEL` has it, and the folder it lies in.
+        patterns: which files of the repository it consists of.
+        required: files without which it cannot be loaded.
+        megabytes: about how large it is.
+        must_agree: whether the user has to have accepted the licence.
+    """
+
+    name: str
+    repository: str
+    patterns: tuple[str, ...]
+    required: tuple[str, ...]
+    licence: str
+    megabytes: int
+    must_agree: bool = False
+
+
+def _whisper(size: str, megabytes: int, owner: str = "Systran") -> DownloadableModel:
+    return DownloadableModel(
+        name=f"faster-whisper-{size}",
+        repository=f"{owner}/faster-whisper-{size}",
+        patterns=("config.json", "model.bin", "tokenizer.json", "vocabulary.*", "preprocessor_config.json"),
+        required=WHISPER_FILES,
+        licence="MIT",
+        megabytes=megabytes,
+    )
+
+
+MODELS: Final = {
+    model.name: model
+    for model in (
+        _whisper("tiny", 78),
+        _whisper("tiny.en", 78),
+        _whisper("base", 148),
+        _whisper("base.en", 148),
+        _whisper("small", 486),
+        _whisper("small.en", 486),
+        _whisper("medium", 1_530),
+        _whisper("medium.en", 1_530),
+        _whisper("large-v1", 3_090),
+        _whisper("large-v2", 3_090),
+        _whisper("large-v3", 3_090),
+        _whisper("large-v3-turbo", 1_620, owner="mobiuslabsgmbh"),
+        DownloadableModel(
+            name="coqui-xtts-v2",
+            repository="coqui/XTTS-v2",
+            patterns=("config.json", "model.pth", "vocab.json", XTTS_SPEAKERS, "LICENSE.txt"),
+            required=(*XTTS_FILES, XTTS_SPEAKERS),
+            licence=CPML,
+            megabytes=1_880,
+            must_agree=True,
+        ),
+    )
+}
+"""By name."""
+
+
+def find_model(variable: str, name: str, models_dir: Path, required: Sequence[str]) -> Path:
+    """The folder of the model that `variable` names: one of `MODELS` in `models_dir`, or a path.
+
+    Args:
+        variable: ``ASR_MODEL`` or ``TTS_MODEL``.
+        required: files that must be there where `name` is a path.
+
+    Raises:
+        EngineUnavailable: it is not there, or not all of it; the message names the folder, the file and the remedy.
+    """
+    if name in MODELS:
+        folder, required = models_dir / name, MODELS[name].required
+        remedy = f"sts-trio models pull {name}"
+    else:
+        folder = Path(name).expanduser()
+        remedy = f"{variable} must be a folder with {', '.join(required)}"
+    if not folder.is_dir():
+        raise EngineUnavailable(f"{variable}={name}: there is no folder {folder}: {remedy}")
+    for file in required:
+        path = folder / file
+        if not path.is_file() or not path.stat().st_size:
+            raise EngineUnavailable(f"{variable}={name}: {path} is missing or empty: {remedy}")
+        if not os.access(path, os.R_OK):
+            raise EngineUnavailable(f"{variable}={name}: {path} may not be read by this user: chmod or chown it")
+    return folder
+
+
+def is_path(name: str) -> bool:
+    """Whether a configured model is a folder and not a name."""
+    return "/" in name
