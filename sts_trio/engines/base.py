@@ -7,8 +7,8 @@ one typed failure per request, in the same order: a request that fails never tak
 Cancellation: a call runs inside a cancel scope of the pool, whose deadline (`trio.current_effective_deadline`) is when
 the last who waits for it gives up: an instance that retries knows from it how long that is worth it. An instance over a
 child process lets `trio.Cancelled` through and kills the child; an instance over a blocking library calls it through
-the `offload` it was opened with and lets the library stop at its next `trio.from_thread.check_cancelled()`. After a
-cancelled call the next one works: an instance heals itself.
+the `offload` it was opened with and lets the library stop at its next `offload.check_cancelled()`. After a cancelled
+call the next one works: an instance heals itself.
 
 Requests and results are plain values without references to streams, so a pool could stand on another machine.
 """
