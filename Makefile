@@ -3,26 +3,44 @@
 PYTHON ?= python3
 MEDIA ?=
 TO ?= es
+PROFILE ?= embedded
+WITHOUT ?=
+export WITHOUT
 
 BIN := .venv/bin
 CODE := protocol sts_trio tests benchmarks demo
+
+$(if $(filter-out tts,$(WITHOUT)),$(error WITHOUT=$(WITHOUT): only tts can be left out))
+$(if $(filter-out embedded production,$(PROFILE)),$(error PROFILE=$(PROFILE): there are embedded and production))
+
+# What is installed, as extras of pyproject.toml: a demo needs little, the tests all that is not left out.
+PRODUCTION := asr translation tts
+TO_RUN := $(if $(filter production,$(PROFILE)),$(PRODUCTION),embedded)
+TO_TEST := embedded $(filter-out $(WITHOUT),$(PRODUCTION)) test
+
+space := $(subst ,, )
+comma := ,
+installed = .venv/.installed-$(subst $(space),-,$1)
 
 .PHONY: help setup demo test lint types serve clean
 
 help:
 	@echo "make demo [MEDIA=file] [TO=es]  dub half a minute of English news, or a file, into build/demo/"
+	@echo "make demo PROFILE=production    the same with faster-whisper, DeepL and XTTS: needs a key and models"
 	@echo "make test                       everything that must hold: lint, types, all tests"
-	@echo "make serve                      a server with the embedded engines, on port 8000"
-	@echo "make setup                      only install what the others need"
+	@echo "make test WITHOUT=tts           the same without torch and coqui-tts, a few GB less to install"
+	@echo "make serve [PROFILE=embedded]   a server on port 8000"
+	@echo "make setup                      only install what the tests need"
 	@echo "make lint                       style, formatting, direction of imports"
 	@echo "make types                      mypy"
 	@echo "make clean                      remove all that was built and installed here"
 
-demo: setup
-	$(BIN)/python demo/run.py --to "$(TO)" $(if $(MEDIA),--media "$(MEDIA)")
+demo: $(call installed,$(TO_RUN)) | system-packages
+	$(BIN)/python demo/run.py --profile $(PROFILE) --to "$(TO)" $(if $(MEDIA),--media "$(MEDIA)")
 
 test: lint types
 	$(BIN)/pytest
+	@$(if $(WITHOUT),echo "Left out: the tests of $(WITHOUT) (WITHOUT=$(WITHOUT)). make test runs them all.")
 
 lint: setup
 	$(BIN)/ruff check $(CODE)
@@ -33,19 +51,19 @@ types: setup
 	$(BIN)/mypy
 	$(BIN)/mypy demo/run.py
 
-serve: setup
-	$(BIN)/sts-trio serve --profile embedded
+serve: $(call installed,$(TO_RUN)) | system-packages
+	$(BIN)/sts-trio serve --profile $(PROFILE)
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache sts_trio.egg-info
 
-setup: .venv/.installed
+setup: $(call installed,$(TO_TEST)) | system-packages
 
 # Commands that are not Python packages are looked for each time, which takes no time.
-.venv/.installed: constraints.txt pyproject.toml $(BIN)/python
-	@echo "Installing Python packages into .venv"
+.venv/.installed-%: constraints.txt pyproject.toml $(BIN)/python
+	@echo "Installing Python packages into .venv: $(subst -,$(comma) ,$*)"
 	@mkdir -p build
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,test]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(subst -,$(comma),$*)]' \
 	  2>build/pip.log || { cat build/pip.log >&2; exit 1; }
 	@touch $@
 
@@ -56,6 +74,5 @@ $(BIN)/python: | system-packages
 	  PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet .venv )
 
 .PHONY: system-packages
-setup: system-packages
 system-packages:
 	@tools/system-packages $(PYTHON)

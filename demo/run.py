@@ -6,6 +6,7 @@ in `--out`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import click
 import numpy as np
 
 from sts_trio.client.media import Media, MediaError, Pcm, read_media, write_media
-from sts_trio.testing.process import ServerProcessError, server_process
+from sts_trio.config import PROFILES
+from sts_trio.testing.process import ServerProcessError, free_port, server_process
 
 PROGRAMME = Path(__file__).with_name("programme.txt")
 VOICE = "rms"  # of flite's voices the one that speech recognition understands best
@@ -27,10 +29,13 @@ SPEAK_TIMEOUT_S = 30
 
 @click.command()
 @click.option("--media", type=click.Path(path_type=Path), help="Dub this file's sound instead of the news programme.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="embedded", show_default=True, help="Engines.")
 @click.option("--to", default="es", show_default=True, help="Language to dub into.")
 @click.option("--out", default="build/demo", show_default=True, type=click.Path(path_type=Path), help="Folder.")
-def main(media: Path | None, to: str, out: Path) -> None:
+def main(media: Path | None, profile: str, to: str, out: Path) -> None:
     """Dub half a minute of English news, or a file."""
+    if profile != "embedded":
+        check(profile)
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     source = out / "source.wav"
@@ -47,7 +52,7 @@ def main(media: Path | None, to: str, out: Path) -> None:
     except MediaError as error:
         raise click.ClickException(str(error)) from None
     try:
-        with server_process(out / "server.log") as server:
+        with server_process(out / "server.log", profile=profile) as server:
             arguments = ["dub", str(source), "-o", str(out / "dubbed.wav"), "--to", to, "--url", server.url]
             code = subprocess.run([sys.executable, "-m", "sts_trio", *arguments], check=False).returncode
     except ServerProcessError as error:
@@ -55,6 +60,14 @@ def main(media: Path | None, to: str, out: Path) -> None:
     click.echo(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     click.echo(f"the demo took {time.monotonic() - began:.0f} s")
     sys.exit(code)
+
+
+def check(profile: str) -> None:
+    """End here with a table of what the engines of `profile` have and miss, where they miss anything."""
+    port = str(free_port())  # as the demo's server will have one, whoever listens on the configured one
+    doctor = [sys.executable, "-m", "sts_trio", "doctor", "--profile", profile]
+    if subprocess.run(doctor, env=os.environ | {"STS_PORT": port, "METRICS_PORT": ""}, check=False).returncode:
+        raise click.ClickException(f"the {profile} profile cannot run here yet: the table says what is missing")
 
 
 def speak(text: Path, sound: Path) -> None:

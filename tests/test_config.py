@@ -11,6 +11,8 @@ from attrs import fields
 
 from sts_trio.config import NESTING, ConfigError, Settings, variable
 
+UUID = "def3a26b-3e84-45b3-84ae-0c0aaf3525f7"
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -53,6 +55,17 @@ def test_every_variable_is_read() -> None:
         ("STS_CORS_ORIGINS", "*,https://example.org"),
         ("STS_CORS_ORIGINS", "https://me@example.org"),
         ("STS_CORS_ORIGINS", "null"),
+        ("TRANSLATION_PROVIDER", "deepl,deepl"),
+        ("TRANSLATION_PROVIDER", "deepl,"),
+        ("DEEPL_SERVER_URL", "api.deepl.com"),
+        ("DEEPL_SERVER_URL", "https://api.deepl.com?key=1"),
+        ("DEEPL_FORMALITY", "rude"),
+        ("DEEPL_GLOSSARY_ID", "en-es=1"),
+        ("DEEPL_GLOSSARY_ID", f"en-es={UUID},EN-ES={UUID}"),
+        ("ASR_DEVICE", "gpu"),
+        ("ASR_COMPUTE_TYPE", "int4"),
+        ("COQUI_TOS_AGREED", "yes"),
+        ("VOICES_FILE", " "),
         ("ASR_MODEL", " "),
         ("ASR_MODEL", "\udcff"),  # a byte that is no UTF-8
     ],
@@ -77,6 +90,24 @@ def test_a_variable_that_cannot_be_used_is_named(name: str, text: str) -> None:
 )
 def test_origins_are_read_as_browsers_write_them(text: str, origins: tuple[str, ...]) -> None:
     assert Settings.load({"STS_CORS_ORIGINS": text}).cors_origins == origins
+
+
+def test_the_deepl_key_may_have_the_name_that_its_client_gives_it() -> None:
+    assert Settings.load({"DEEPL_AUTH_KEY": "a"}).deepl_api_key == "a"
+    assert Settings.load({"DEEPL_AUTH_KEY": "a", "DEEPL_API_KEY": "b"}).deepl_api_key == "b"
+    with pytest.raises(ConfigError, match=r"DEEPL_AUTH_KEY: .* got a secret"):
+        Settings.load({"DEEPL_AUTH_KEY": "\x00"})
+
+
+def test_a_glossary_is_for_all_pairs_or_for_its_own() -> None:
+    assert Settings.load({"DEEPL_GLOSSARY_ID": UUID}).deepl_glossaries == {"*": UUID}
+    assert Settings.load({"DEEPL_GLOSSARY_ID": f"EN-es={UUID}"}).deepl_glossaries == {"en-es": UUID}
+
+
+def test_paths_are_the_users() -> None:
+    settings = Settings.load({"VOICES_FILE": "~/voices.json"})
+    assert settings.voices_file == Path.home() / "voices.json"
+    assert settings.models_dir == Path.home() / ".cache/sts-trio/models"
 
 
 def test_certificate_and_key_come_together() -> None:

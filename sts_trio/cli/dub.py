@@ -13,7 +13,7 @@ import click
 import trio
 from attrs import evolve, frozen
 
-from ..config import ConfigError, Settings
+from ..config import PROFILES, ConfigError, Settings
 from . import first_error
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Options:
 @click.option("--to", "target", required=True, metavar="LANGUAGE", help="Language to dub into, e.g. es.")
 @click.option("--from", "spoken", default="en", show_default=True, metavar="LANGUAGE", help="Language that is spoken.")
 @click.option("--url", help="A running server, e.g. http://localhost:8000; without it one is started for the file.")
-@click.option("--profile", type=click.Choice(["embedded"]), help="Engines of the server that is started.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), help="Engines of the server that is started.")
 @click.option("--voice", default="default", show_default=True, help="Voice profile.")
 @click.option(
     "--format",

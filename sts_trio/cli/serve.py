@@ -7,14 +7,14 @@ import sys
 import click
 import trio
 
-from ..config import ConfigError, Settings
+from ..config import PROFILES, ConfigError, Settings
 from . import first_error
 
 
 @click.command()
 @click.option(
     "--profile",
-    type=click.Choice(["embedded"]),
+    type=click.Choice(list(PROFILES)),
     help="embedded: engines that need no key, no download and no GPU, where the environment names no others.",
 )
 def serve(profile: str | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
 from .base import EngineUnavailable
+from .manifest import Manifest, ManifestError
 
 WHISPER_FILES: Final = ("config.json", "model.bin", "tokenizer.json")
 """What every Whisper model that was converted for CTranslate2 has; a vocabulary in one of two formats comes with it."""
@@ -83,6 +85,37 @@ MODELS: Final = {
 """By name."""
 
 
+class Presence(StrEnum):
+    """How much of a downloadable model is in the folder of models."""
+
+    COMPLETE = "complete"
+    UNVERIFIED = "unverified"
+    """It can be loaded, but was not put there by a download: nothing says what it should be."""
+    DAMAGED = "damaged"
+    """Files are missing or have another size than the download had."""
+    ABSENT = "absent"
+
+
+def presence(model: DownloadableModel, models_dir: Path) -> Presence:
+    """What is there of a model. Takes no time: files are not read."""
+    folder = models_dir / model.name
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return Presence.ABSENT
+    try:
+        manifest = Manifest.read(folder)
+    except ManifestError:
+        return Presence.DAMAGED
+    if manifest is not None:
+        return Presence.DAMAGED if any(manifest.misfits(folder)) else Presence.COMPLETE
+    return Presence.UNVERIFIED if all((folder / file).is_file() for file in model.required) else Presence.DAMAGED
+
+
+def configured_models(asr_model: str, tts_model: str) -> dict[str, DownloadableModel]:
+    """Those of `MODELS` that the settings name, by the variable that does."""
+    named = {"ASR_MODEL": asr_model, "TTS_MODEL": tts_model}
+    return {variable: MODELS[name] for variable, name in named.items() if name in MODELS}
+
+
 def find_model(variable: str, name: str, models_dir: Path, required: Sequence[str]) -> Path:
     """The folder of the model that `variable` names: one of `MODELS` in `models_dir`, or a path.
 
@@ -107,6 +140,12 @@ def find_model(variable: str, name: str, models_dir: Path, required: Sequence[st
             raise EngineUnavailable(f"{variable}={name}: {path} is missing or empty: {remedy}")
         if not os.access(path, os.R_OK):
             raise EngineUnavailable(f"{variable}={name}: {path} may not be read by this user: chmod or chown it")
+    try:
+        manifest = Manifest.read(folder)
+    except ManifestError as error:
+        raise EngineUnavailable(f"{variable}={name}: {error}: {remedy}") from error
+    for misfit in manifest.misfits(folder) if manifest else ():
+        raise EngineUnavailable(f"{variable}={name}: {misfit}: {remedy}")
     return folder
 
 

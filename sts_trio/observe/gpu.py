@@ -61,19 +61,17 @@ def free_gpu_memory(environment: Mapping[str, str] = os.environ) -> int | None:
     """
     try:
         import pynvml
-
-        pynvml.nvmlInit()
     except ImportError:
         return None
-    except pynvml.NVMLError:
-        return None
     try:
-        devices = _visible_devices(pynvml, environment.get("CUDA_VISIBLE_DEVICES"))
-        return int(pynvml.nvmlDeviceGetMemoryInfo(devices[0]).free) if devices else None
+        pynvml.nvmlInit()
+        try:
+            devices = _visible_devices(pynvml, environment.get("CUDA_VISIBLE_DEVICES"))
+            return int(pynvml.nvmlDeviceGetMemoryInfo(devices[0]).free) if devices else None
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return None
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _visible_devices(nvml: Any, selection: str | None) -> list[Any]:

@@ -100,6 +100,12 @@ class Metrics:
             ["stage", "error_code"],
             registry=registry,
         )
+        self.translations_total = Counter(
+            "sts_translations_total",
+            "Texts translated, by the provider that did it.",
+            ["provider"],
+            registry=registry,
+        )
         self.fragments_refused_total = Counter(
             "sts_fragments_refused_total",
             "Fragments that were not accepted, by why.",

@@ -55,7 +55,7 @@ class Reporter:
         metadata = {key: value for key, value in (fragment.data.metadata or {}).items() if key not in OPTIONAL_KEYS}
         metadata |= {
             "asr_model": self.models.asr.name,
-            "translation_model": (fragment.text and fragment.text.model) or self.models.translation.name,
+            "translation_model": self._translator(fragment),
             "tts_model": self.models.tts.name,
             "original_duration_ms": fragment.slot_ms,
             "dubbed_duration_ms": fragment.dubbed.duration_ms if fragment.dubbed else 0,
@@ -71,9 +71,14 @@ class Reporter:
             metadata["late"] = True
         return metadata
 
+    def _translator(self, fragment: Fragment) -> str:
+        return (fragment.text and fragment.text.model) or self.models.translation.name
+
     def record(self, fragment: Fragment) -> None:
         """Metrics and one log line."""
         metrics, timings = self.metrics, fragment.timings_ms
+        if fragment.text and fragment.text.translated_text:
+            metrics.translations_total.labels(self._translator(fragment)).inc()
         metrics.fragments_in_flight.dec()
         metrics.fragments_total.labels(fragment.status).inc()
         metrics.fragment_processing_seconds.observe(fragment.processing_time_ms / 1000)

@@ -16,7 +16,9 @@ from typing import Final
 
 from attrs import frozen
 
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 180.0
+"""Large models take a minute or more; a server that fails ends, and is not waited for."""
+
 STOP_TIMEOUT_S: Final = 45.0
 """Over the server's own `DRAIN_TIMEOUT_S`."""
 
@@ -45,8 +47,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def server_process(log: Path, **environment: str) -> Iterator[ServerProcess]:
-    """`sts-trio serve --profile embedded`, from healthy until the context ends; then it must stop in order.
+def server_process(log: Path, *, profile: str = "embedded", **environment: str) -> Iterator[ServerProcess]:
+    """`sts-trio serve`, from healthy until the context ends; then it must stop in order.
 
     Args:
         log: file that takes what the server writes.
@@ -60,7 +62,7 @@ def server_process(log: Path, **environment: str) -> Iterator[ServerProcess]:
     health = f"http://127.0.0.1:{environment.get('METRICS_PORT') or port}/health"
     with log.open("wb") as lines:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sts_trio", "serve", "--profile", "embedded"],
+            [sys.executable, "-m", "sts_trio", "serve", "--profile", profile],
             env=os.environ | here | environment,
             stdout=lines,
             stderr=lines,

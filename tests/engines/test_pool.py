@@ -74,6 +74,28 @@ async def test_the_earliest_deadline_of_a_stream_goes_first(autojump_clock: trio
     assert engine.requests == ["first", "urgent", "patient"]
 
 
+async def test_an_engine_knows_when_the_last_caller_of_its_batch_gives_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    deadlines: list[float] = []
+
+    def script(request: str) -> Step[str]:
+        deadlines.append(trio.current_effective_deadline())
+        return Step(request, 1)
+
+    async with running(ScriptedEngine("echo", script, max_batch=2)) as pool, trio.open_nursery() as callers:
+
+        async def call(seconds: float) -> None:
+            with trio.move_on_at(seconds):
+                await pool.submit("a", stream="s")
+
+        callers.start_soon(call, 7)
+        await trio.sleep(0.5)
+        callers.start_soon(call, 3)
+        callers.start_soon(call, 4)
+    assert deadlines == [7, 4, 4]
+
+
 async def test_requests_that_wait_go_as_one_batch(autojump_clock: trio.testing.MockClock) -> None:
     engine = takes(1, max_batch=4)
     async with running(engine) as pool, trio.open_nursery() as callers:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
 from typing import TypeVar
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from sts_trio.observe.gpu import sample_gpu
+from sts_trio.observe.gpu import free_gpu_memory, sample_gpu
 from sts_trio.observe.metrics import Metrics
+
+from .fake_nvml import FakeNvml
 
 T = TypeVar("T")
 
@@ -20,45 +21,6 @@ T = TypeVar("T")
 async def inline(function: Callable[..., T], /, *args: object) -> T:
     await trio.lowlevel.checkpoint()
     return function(*args)
-
-
-class FakeNvml(ModuleType):
-    """The part of pynvml the sampler uses, with GPUs whose load a test sets."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, loads: dict[str, int], *, driver: bool = True) -> None:
-        super().__init__("pynvml")
-        self.loads = loads
-        self.driver = driver
-        self.open = 0
-
-    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name
-        if not self.driver:
-            raise self.NVMLError("Driver Not Loaded")
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self.loads)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        if index >= len(self.loads):
-            raise self.NVMLError("Invalid Argument")
-        return list(self.loads)[index]
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        if uuid not in self.loads:
-            raise self.NVMLError("Not Found")
-        return uuid
-
-    def nvmlDeviceGetUtilizationRates(self, device: str) -> SimpleNamespace:  # noqa: N802
-        if self.loads[device] < 0:
-            raise self.NVMLError("Not Supported")
-        return SimpleNamespace(gpu=self.loads[device])
 
 
 @pytest.fixture
@@ -143,3 +105,21 @@ async def test_nvml_is_closed_on_cancel(nvml: FakeNvml, autojump_clock: MockCloc
     with trio.move_on_after(12):
         await sample_gpu(Metrics(), inline, 5.0, environment={})
     assert nvml.open == 0
+
+
+@pytest.mark.parametrize(("visible", "free"), [(None, 7), ("1", 7), ("", None), ("9", None)])
+def test_the_free_memory_is_that_of_the_first_gpu_that_cuda_sees(
+    nvml: FakeNvml, visible: str | None, free: int | None
+) -> None:
+    nvml.free_bytes = 7
+    assert free_gpu_memory({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == free
+    assert nvml.open == 0
+
+
+def test_without_a_driver_or_the_package_nobody_knows_what_is_free(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.driver = False
+    assert free_gpu_memory({}) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert free_gpu_memory({}) is None

@@ -112,6 +112,29 @@ async def test_what_was_said_before_is_the_context_of_what_comes_next(autojump_c
     ]
 
 
+async def test_after_a_failure_nothing_is_known_of_what_was_said_before(autojump_clock: MockClock) -> None:
+    heard = iter((Transcript("one"), EngineFailure(ErrorCode.GPU_OOM, "no"), Transcript("three"), Transcript("four")))
+    asr = ScriptedAsr(script=lambda _: Step(next(heard)))
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server)
+        for number in range(4):
+            await send(worker, number)
+            await worker.wait_for("fragment:processed", number + 1)
+    assert [request.previous_text for request in asr.requests] == ["", "one", "", "three"]
+
+
+async def test_who_of_several_translated_is_told(autojump_clock: MockClock) -> None:
+    said = iter((Translation("uno", model="first"), Translation("dos", model="second"), Translation("tres")))
+    translation = ScriptedTranslation(name="first,second", script=lambda _: Step(next(said)))
+    async with memory_server(scripted_models(translation=translation)) as server:
+        worker = await opened(server)
+        await send(worker, 0, 1, 2)
+        results = await worker.wait_for("fragment:processed", 3)
+        assert [result["metadata"]["translation_model"] for result in results] == ["first", "second", "first,second"]
+        value = server.metrics.registry.get_sample_value
+        assert value("sts_translations_total", {"provider": "second"}) == 1
+
+
 async def test_context_is_bounded(autojump_clock: MockClock) -> None:
     asr = ScriptedAsr(script=lambda _: Step(Transcript("word " * 1_000)))
     async with memory_server(scripted_models(asr)) as server:

@@ -252,6 +252,22 @@ async def test_long_speech_is_spoken_faster(autojump_clock: MockClock) -> None:
         assert [request.rate for request in tts.requests] == [1.0, 1.5]
 
 
+async def test_at_another_rate_the_engine_goes_on_from_its_first_take(autojump_clock: MockClock) -> None:
+    def speak(request: SpeechRequest) -> Step[Any]:
+        return Step(evolve(tone(1.5 / request.rate), take=np.full(3, len(request.text), np.float32)))
+
+    tts = ScriptedTts(script=speak)
+    async with memory_server(scripted_models(tts=tts)) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+    first, second = tts.requests
+    assert first.take is None
+    assert second.rate == 1.5
+    assert second.take is not None
+    assert second.take.tolist() == 3 * [len(first.text)]
+
+
 async def test_what_the_engine_cannot_do_rubber_band_does(autojump_clock: MockClock) -> None:
     tts = ScriptedTts(script=lambda request: Step(tone(1.5 / request.rate)), rate_range=(1.0, 1.2))
     async with memory_server(scripted_models(tts=tts)) as server:
