@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from sts_trio.engines.registry import build_asr, build_translation, build_tts
 from .conftest import need
 
 EMBEDDED = Settings.load({}, profile="embedded")
+BUILD = {"ASR_MODEL": build_asr, "TRANSLATION_PROVIDER": build_translation, "TTS_MODEL": build_tts}
 
 
 @pytest.mark.slow
@@ -31,42 +33,54 @@ def test_the_embedded_profile_names_engines_that_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "name", "embedded"),
+    ("setting", "known"),
     [
-        ("ASR_MODEL", "faster-whisper-base", "pocketsphinx"),
-        ("ASR_MODEL", "faster-whisper-large-v3", "pocketsphinx"),
-        ("TRANSLATION_PROVIDER", "deepl", "apertium"),
-        ("TTS_MODEL", "coqui-xtts-v2", "espeak-ng"),
+        ("ASR_MODEL", "pocketsphinx, faster-whisper-tiny, faster-whisper-tiny.en,"),
+        ("TRANSLATION_PROVIDER", "apertium, deepl"),
+        ("TTS_MODEL", "espeak-ng, coqui-xtts-v2, or the path of a folder"),
     ],
 )
-def test_a_production_engine_that_is_not_built_yet_points_to_the_embedded_one(
-    setting: str, name: str, embedded: str
-) -> None:
-    settings = Settings.load({setting: name}, profile="embedded")
-    build = {"ASR_MODEL": build_asr, "TRANSLATION_PROVIDER": build_translation, "TTS_MODEL": build_tts}[setting]
-
-    with pytest.raises(EngineUnavailable) as refused:
-        build(settings)
-    message = str(refused.value)
-    assert f"{setting}={name} is not built into this version yet" in message
-    assert f"{setting}={embedded}" in message
-    assert "--profile embedded" in message
+@pytest.mark.parametrize("name", ["parrot", "faster-whisper-huge"])
+def test_an_unknown_name_is_answered_with_the_known_ones(setting: str, known: str, name: str) -> None:
+    with pytest.raises(EngineUnavailable, match=f"{setting}={name} is unknown; there are {known}"):
+        BUILD[setting](Settings.load({setting: name}))
 
 
 @pytest.mark.parametrize(
-    ("setting", "known"),
-    [("ASR_MODEL", "pocketsphinx"), ("TRANSLATION_PROVIDER", "apertium"), ("TTS_MODEL", "espeak-ng")],
+    ("setting", "name"),
+    [("ASR_MODEL", "faster-whisper-base"), ("ASR_MODEL", "faster-whisper-large-v3"), ("TTS_MODEL", "coqui-xtts-v2")],
 )
-def test_an_unknown_name_is_answered_with_the_known_ones(setting: str, known: str) -> None:
-    settings = Settings.load({setting: "parrot"}, profile="embedded")
-    build = {"ASR_MODEL": build_asr, "TRANSLATION_PROVIDER": build_translation, "TTS_MODEL": build_tts}[setting]
+def test_a_model_that_is_not_there_says_how_to_get_it(setting: str, name: str, tmp_path: Path) -> None:
+    settings = Settings.load({setting: name, "MODELS_DIR": str(tmp_path)})
+    with pytest.raises(EngineUnavailable) as refused:
+        BUILD[setting](settings)
+    assert f"{setting}={name}: there is no folder {tmp_path / name}" in str(refused.value)
+    assert f"sts-trio models pull {name}" in str(refused.value)
 
-    with pytest.raises(EngineUnavailable, match=f"{setting}=parrot is unknown; this version has {known}"):
-        build(settings)
+
+@pytest.mark.parametrize("setting", ["ASR_MODEL", "TTS_MODEL"])
+def test_half_a_model_is_named_by_what_it_misses(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EngineUnavailable, match=rf"{setting}=.*: {tmp_path}/model\.\w+ is missing or empty"):
+        BUILD[setting](Settings.load({setting: str(tmp_path)}))
+
+
+def test_deepl_without_a_key_is_an_error_at_start() -> None:
+    with pytest.raises(EngineUnavailable, match="TRANSLATION_PROVIDER=deepl needs DEEPL_API_KEY"):
+        build_translation(Settings.load({}))
+
+
+def test_several_providers_are_one_that_names_them_all() -> None:
+    need(list(apertium.MODES.glob("*.mode")), "apt install apertium apertium-eng-spa")
+    settings = Settings.load({"TRANSLATION_PROVIDER": "deepl,apertium", "DEEPL_API_KEY": "key"})
+    assert build_translation(settings).name == "deepl,apertium"
 
 
 @pytest.mark.slow
 def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
-    heavy = ("pocketsphinx", "trio_parallel", "sts_trio.engines.pocketsphinx", "sts_trio.engines.apertium")
+    heavy = (
+        *("pocketsphinx", "trio_parallel", "torch", "TTS", "faster_whisper", "ctranslate2", "deepl", "requests"),
+        *("sts_trio.engines.pocketsphinx", "sts_trio.engines.apertium", "sts_trio.engines.xtts"),
+    )
     code = f"import sys, sts_trio.engines.registry; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
