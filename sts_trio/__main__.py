@@ -6,6 +6,7 @@ import click
 
 from . import __version__
 from .cli.dub import dub
+from .cli.models import models
 from .cli.serve import serve
 
 
@@ -17,6 +18,7 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(dub)
+main.add_command(models)
 
 if __name__ == "__main__":
     main()

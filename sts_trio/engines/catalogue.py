@@ -10,6 +10,7 @@ from typing import Final
 
 from attrs import frozen
 
+from ..config import Settings
 from .base import EngineUnavailable
 from .manifest import Manifest, ManifestError
 
@@ -110,9 +111,9 @@ def presence(model: DownloadableModel, models_dir: Path) -> Presence:
     return Presence.UNVERIFIED if all((folder / file).is_file() for file in model.required) else Presence.DAMAGED
 
 
-def configured_models(asr_model: str, tts_model: str) -> dict[str, DownloadableModel]:
+def configured_models(settings: Settings) -> dict[str, DownloadableModel]:
     """Those of `MODELS` that the settings name, by the variable that does."""
-    named = {"ASR_MODEL": asr_model, "TTS_MODEL": tts_model}
+    named = {"ASR_MODEL": settings.asr_model, "TTS_MODEL": settings.tts_model}
     return {variable: MODELS[name] for variable, name in named.items() if name in MODELS}
 
 
