@@ -186,7 +186,10 @@ def _hub() -> Any:
         raise DownloadFailed(
             "downloading needs the Python package huggingface_hub: pip install 'sts-trio[asr]' or 'sts-trio[tts]'"
         ) from None
-    from huggingface_hub import constants
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        raise DownloadFailed(f"HF_ENDPOINT is no URL: {error}") from None
     from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_progress_bars()  # there is one of our own, of the whole model
@@ -230,7 +233,8 @@ def _fetch(
 
     with _Watched(io.FileIO(path, "ab"), note) as out:
         if out.tell() > file.size:
-            out.truncate(0)
+            out.seek(0)
+            out.truncate()
         if out.tell() < file.size:
             http_get(
                 hub.hf_hub_url(model.repository, path.name, revision=commit),
