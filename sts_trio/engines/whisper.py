@@ -1,0 +1,169 @@
+"""Speech recognition with Whisper, by faster-whisper and CTranslate2, on a GPU or a CPU: what it needs, and loading it.
+
+What a loaded model does is in `listener`, what of its answers is believed in `hearing`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from protocol.errors import ErrorCode
+
+from .base import AsrRequest, EngineFailure, EngineUnavailable, Instance, Offload, Transcript
+from .catalogue import MODELS
+from .gpu import is_out_of_memory, preload_cublas
+from .listener import Listener, whisper_code
+
+GIB: Final = 2**30
+
+
+class WhisperEngine:
+    """`AsrEngine` on a Whisper model in CTranslate2's format.
+
+    Args:
+        folder: with the model's files, all there (`find_model`).
+        name: what `ASR_MODEL` says.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        compute_type: of CTranslate2, or ``auto``: float16 on a GPU, int8 on a CPU.
+        slots: instances that will run side by side and share the CPU's cores.
+
+    Attributes:
+        device, compute_type: what ``auto`` has become.
+        languages: Whisper's codes of what the model knows.
+
+    Raises:
+        EngineUnavailable: faster-whisper is not installed, the machine has no such device or arithmetic, or the
+            model's vocabulary cannot be read.
+    """
+
+    def __init__(self, folder: Path, name: str, device: str, compute_type: str, slots: int, max_batch: int) -> None:
+        try:
+            import ctranslate2
+            import faster_whisper  # noqa: F401  # so that an installation that is broken is known at start
+        except ImportError as error:
+            raise EngineUnavailable(
+                f"ASR_MODEL={name} needs the Python package faster-whisper ({error}): pip install 'sts-trio[asr]'"
+            ) from error
+        self.name = name
+        self.max_batch = max_batch
+        self._folder = folder
+        self._threads = max(1, _cores() // slots)
+        self.device = _device(device, ctranslate2.get_cuda_device_count())
+        self.compute_type = _compute_type(
+            compute_type, self.device, ctranslate2.get_supported_compute_types(self.device)
+        )
+        self.languages = _languages(folder, name)
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """Estimated: the weights in their arithmetic, the CUDA context, and for each clip of a batch the attention of
+        the encoder and the beams of the decoder, which grow with the weights.
+        """
+        if self.device == "cpu":
+            return 0
+        # The models of the catalogue are stored as float16.
+        stored = (self._folder / "model.bin").stat().st_size
+        weights = stored * (2 if self.compute_type == "float32" else 0.5 if "int8" in self.compute_type else 1)
+        return int(weights + GIB / 2 + self.max_batch * (stored / 4 + GIB / 16))
+
+    def supports(self, language: str) -> bool:
+        """The languages of the model, of whatever region."""
+        return whisper_code(language) in self.languages
+
+    @asynccontextmanager
+    async def open(self, offload: Offload) -> AsyncIterator[Instance[AsrRequest, Transcript]]:
+        """Load the model and let it hear something; leaving the context frees its memory."""
+        listener = await offload(self._load)
+        try:
+            yield _Instance(listener, offload)
+        finally:
+            listener.close()
+
+    def _load(self) -> Listener:
+        from faster_whisper import WhisperModel
+
+        if self.device == "cuda":
+            preload_cublas()
+        try:
+            model = WhisperModel(
+                str(self._folder), device=self.device, compute_type=self.compute_type, cpu_threads=self._threads
+            )
+            listener = Listener(model, self.languages)
+            # A GPU chooses its kernels and takes its memory for the largest batch now, and not in the first fragment.
+            listener.warm(self.max_batch if self.device == "cuda" else 1)
+        # Whatever the libraries raise over files that are not what they should be; tokenizers raises Exception itself.
+        except Exception as error:
+            if is_out_of_memory(error) or (isinstance(error, EngineFailure) and error.code is ErrorCode.GPU_OOM):
+                raise EngineUnavailable(
+                    f"ASR_MODEL={self.name} does not fit into the GPU's memory: set fewer ASR_SLOTS, a smaller "
+                    "ASR_MAX_BATCH or ASR_MODEL, or ASR_DEVICE=cpu"
+                ) from error
+            remedy = f"sts-trio models pull {self.name}" if self.name in MODELS else "convert or copy it again"
+            raise EngineUnavailable(
+                f"ASR_MODEL={self.name}: the model in {self._folder} cannot be loaded ({error}): {remedy}"
+            ) from error
+        return listener
+
+
+@frozen
+class _Instance:
+    _listener: Listener
+    _offload: Offload
+
+    async def __call__(self, batch: Sequence[AsrRequest], /) -> Sequence[Transcript | EngineFailure]:
+        return await self._offload(self._listener.hear, batch)
+
+
+def _cores() -> int:
+    # Those that this process may use, where the system can tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(wanted: str, gpus: int) -> str:
+    if wanted == "cuda" and not gpus:
+        raise EngineUnavailable(
+            "ASR_DEVICE=cuda: CTranslate2 sees no GPU here (is there a driver, is CUDA_VISIBLE_DEVICES right?): "
+            "set ASR_DEVICE=cpu or auto"
+        )
+    if wanted == "auto":
+        return "cuda" if gpus else "cpu"
+    return wanted
+
+
+def _compute_type(wanted: str, device: str, supported: Collection[str]) -> str:
+    if wanted == "auto":
+        best = ("float16", "int8_float32", "float32") if device == "cuda" else ("int8", "float32")
+        return next(kind for kind in best if kind in supported)
+    if wanted not in supported:
+        raise EngineUnavailable(
+            f"ASR_COMPUTE_TYPE={wanted}: the {'GPU' if device == 'cuda' else 'CPU'} of this machine can do "
+            f"{', '.join(sorted(supported))}; set one of these, or auto"
+        )
+    return wanted
+
+
+def _languages(folder: Path, name: str) -> frozenset[str]:
+    """What the model has tokens for; English only where its vocabulary lacks the empty token.
+
+    That token is how CTranslate2 tells the two kinds: English-only vocabularies have the languages' tokens too.
+    """
+    path = next((path for path in (folder / "vocabulary.json", folder / "vocabulary.txt") if path.is_file()), None)
+    if path is None:
+        raise EngineUnavailable(f"ASR_MODEL={name}: {folder} has no vocabulary.json and no vocabulary.txt")
+    try:
+        text = path.read_text(encoding="utf-8")
+        tokens = set(json.loads(text) if path.suffix == ".json" else text.split("\n")[:-1])
+    except (OSError, ValueError, TypeError) as error:
+        raise EngineUnavailable(f"ASR_MODEL={name}: {path} cannot be read: {error}") from error
+    if "" not in tokens:
+        return frozenset({"en"})
+    codes = (re.fullmatch(r"<\|([a-z]{2,3})\|>", token) for token in tokens)
+    return frozenset(code[1] for code in codes if code)
