@@ -23,6 +23,12 @@ def need(present: object, remedy: str) -> None:
     pytest.skip(remedy)
 
 
+def left_out(extra: str) -> pytest.MarkDecorator:
+    """For a module whose tests need an extra: skips them where `WITHOUT` names it; else a missing library fails."""
+    names = os.environ.get("WITHOUT", "").replace(",", " ").split()
+    return pytest.mark.skipif(extra in names, reason=f"left out by WITHOUT={extra}")
+
+
 @pytest.fixture(scope="session")
 def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Samples]:
     """English speech as 16 kHz mono, by flite: the one free voice that pocketsphinx understands well."""
