@@ -1,0 +1,346 @@
+"""DeepL's API through its own client, `deepl.DeepLClient`: blocking calls that end when they are told to.
+
+All that is particular to the `deepl` package and to `requests` under it stays in this module. Three things are done
+differently from what the package does by itself:
+
+* One call is one attempt. The package would retry for up to minutes, asleep in the thread; `BoundedHttp` answers its
+  client's one request method and leaves retries to the caller. The package's own settings, which are the whole
+  process's (`deepl.http_client.max_network_retries`, `min_connection_timeout`), stay as they are.
+* A call has an end. A time-out of `requests` is for each read, and a server that sends a byte now and then is never
+  late. So the socket is in our hand from before it is connected, and shutting it down (`cut`) ends whatever the call is
+  doing with it. Only a name that the resolver does not answer for can hold a call up longer.
+* What a server says in ``Retry-After`` is kept; the package drops it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import deepl
+import requests
+import urllib3
+from attrs import frozen
+from deepl.http_client import HttpClient
+from requests.adapters import HTTPAdapter
+
+from .. import __version__
+from .retry import parse_retry_after
+
+CONNECT_S: Final = 1.0
+"""What one address is given to accept a connection before the next is tried."""
+
+MAX_ANSWER_BYTES: Final = 2**20
+"""An answer is about as long as its request, which DeepL limits to 128 KiB."""
+
+MAX_MESSAGE_CHARACTERS: Final = 200
+
+NOT_ITS_ANSWER: Final = "the answer is not one of DeepL's"
+
+# It logs every request and answer at INFO.
+logging.getLogger("deepl").setLevel(logging.WARNING)
+
+
+@frozen
+class ApiFailure(Exception):
+    """A call that brought no translation.
+
+    Attributes:
+        status: what DeepL answered, as HTTP has it; None where no answer came, or none that is DeepL's.
+        reason: what was wrong, in words that may be shown.
+        retry_after_s: what DeepL asked to wait, if it did.
+        timed_out: whether the call ended because its time was up, or it was cut.
+        garbled: whether an answer came that is not DeepL's.
+    """
+
+    status: int | None
+    reason: str
+    retry_after_s: float | None = None
+    timed_out: bool = False
+    garbled: bool = False
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class DeepLApi:
+    """A client with one caller, and so with one connection at most.
+
+    Args:
+        api_key: ASCII, without spaces around it.
+        server_url: None for the server that the key belongs to.
+    """
+
+    def __init__(self, api_key: str, server_url: str | None) -> None:
+        self._key = api_key
+        # Without the slash the last part of a path would be replaced, not appended to.
+        self._client = deepl.DeepLClient(api_key, server_url=server_url and f"{server_url}/")
+        self._http = BoundedHttp()
+        self._client.close()
+        self._client._client = self._http
+
+    @property
+    def server_url(self) -> str:
+        return str(self._client.server_url).rstrip("/")
+
+    def start(self, limit_s: float) -> None:
+        """Give the next call `limit_s` seconds, from now. To be called before it, in whatever thread."""
+        self._http.line.start(limit_s)
+
+    def cut(self) -> None:
+        """End the call at once, where one is running; from another thread than the call's."""
+        self._http.line.cut()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def translate(
+        self,
+        text: str,
+        *,
+        source: str,
+        target: str,
+        context: str = "",
+        formality: str | None = None,
+        glossary: str | None = None,
+    ) -> str:
+        """Blocks until DeepL has answered, or the call's time is up, or it is cut.
+
+        Args:
+            text: not empty.
+            source, target: in DeepL's codes.
+
+        Raises:
+            ApiFailure
+        """
+        try:
+            [result] = self._client.translate_text(
+                [text],
+                source_lang=source,
+                target_lang=target,
+                context=context or None,
+                # A line break in a transcript is where a segment ended, not a sentence.
+                split_sentences=deepl.SplitSentences.NO_NEWLINES,
+                # A fragment often begins and ends within a sentence: nothing is to be capitalised or rounded off.
+                preserve_formatting=True,
+                formality=formality,
+                glossary=glossary,
+            )
+            if not isinstance(result.text, str):
+                raise TypeError("text")
+            return result.text
+        except deepl.DeepLException as error:
+            raise self._failure(error, text, context) from error
+        # What the package makes of an answer that has not the shape it expects.
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ApiFailure(None, NOT_ITS_ANSWER, garbled=True) from error
+
+    def is_quota_spent(self) -> bool:
+        """Whether nothing will be translated before the account's next period; cheap, and shows that the key works.
+
+        Raises:
+            ApiFailure
+        """
+        try:
+            return bool(self._client.get_usage().any_limit_reached)
+        except deepl.DeepLException as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: deepl.DeepLException, *texts: str) -> ApiFailure:
+        status, reason = error.http_status_code, str(error)
+        if status is not None:
+            # A web page, or what a server repeats of what it was sent, is not for other eyes.
+            private = [text for text in (self._key, *texts) if text]
+            if reason.startswith("Unexpected status code") or any(text in reason for text in private):
+                reason = f"HTTP status {status}"
+        if len(reason) > MAX_MESSAGE_CHARACTERS:
+            reason = reason[:MAX_MESSAGE_CHARACTERS] + "…"
+        return ApiFailure(
+            status,
+            reason,
+            retry_after_s=parse_retry_after(self._http.retry_after, now=time.time()),
+            timed_out=status is None and self._http.line.is_over,
+            garbled=isinstance(error, _TooLong),
+        )
+
+
+def offered_languages() -> frozenset[str]:
+    """DeepL's codes of the languages and variants that the package knows, in lower case: ``en``, ``pt-br``."""
+    names = vars(deepl.Language)
+    return frozenset(names[name].lower() for name in names if name.isupper())
+
+
+# -------------------------------------------------------------------------------------- HTTP
+
+
+class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as untyped
+    """The package's HTTP client with one attempt a call, on a `Line`.
+
+    Attributes:
+        retry_after: the header of the last answer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(send_platform_info=False)
+        self.set_app_info("sts-trio", __version__)
+        self.line = Line()
+        self.retry_after: str | None = None
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter(self.line))
+
+    def close(self) -> None:
+        super().close()
+        self.line.close()
+
+    def request_with_backoff(
+        self,
+        method: str,
+        url: str,
+        data: dict[str, Any] | None,
+        json: dict[str, Any] | None,
+        headers: dict[str, str],
+        stream: bool = False,
+        **kwargs: Any,
+    ) -> tuple[int, str]:
+        """What `DeepLClient` sends every request through: the status, and the answer's body as text."""
+        self.retry_after = None
+        request = self._prepare_request(method, url, data, json, headers, **kwargs)
+        # Proxies and certificates of the environment, as `requests` documents it for prepared requests.
+        options = self._session.merge_environment_settings(request.url, {}, True, None, None)
+        try:
+            with self._session.send(request, timeout=self.line.left_s(), allow_redirects=False, **options) as response:
+                body = bytearray()
+                for part in response.iter_content(2**14):
+                    body += part
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise _TooLong(NOT_ITS_ANSWER)
+                self.retry_after = response.headers.get("Retry-After")
+                return response.status_code, body.decode(errors="replace")
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            reason = f"no answer within {self.line.limit_s:.1f} s" if self.line.is_over else _innermost(error)
+            raise deepl.ConnectionException(reason) from error
+
+
+class _TooLong(deepl.DeepLException):  # type: ignore[misc]
+    """An answer that is longer than DeepL's can be."""
+
+
+class Line:
+    """The one TCP connection of a client, within reach of other threads.
+
+    What is kept is a second handle of the socket: closing or encrypting the first leaves it valid, and shutting it
+    down ends what is done with either, a connect or a TLS handshake included.
+
+    Attributes:
+        limit_s: what the call was given.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._until = 0.0
+        self.limit_s = 0.0
+        self._is_cut = False
+
+    def start(self, limit_s: float) -> None:
+        self.limit_s, self._until = limit_s, time.monotonic() + limit_s
+        self._is_cut = False
+
+    def left_s(self) -> float:
+        """What a socket may be given to wait.
+
+        Raises:
+            TimeoutError: the call's time is up.
+        """
+        if self.is_over:
+            raise TimeoutError
+        return max(self._until - time.monotonic(), 0.001)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has no time left, or was cut."""
+        return self._is_cut or time.monotonic() >= self._until
+
+    def cut(self) -> None:
+        with self._lock:
+            self._is_cut = True
+            if self._socket is not None:
+                with suppress(OSError):  # not connected any more
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def connect(self, host: str, port: int) -> socket.socket:
+        """A connection to the first address of `host` that accepts one.
+
+        Raises:
+            OSError: none did, or the call ended.
+        """
+        failure = OSError(f"{host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                self._hold(connection)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.settimeout(min(CONNECT_S, self.left_s()))
+                connection.connect(address)
+                connection.settimeout(self.left_s())
+            except OSError as error:
+                connection.close()
+                failure = error
+            else:
+                return connection
+        raise failure
+
+    def close(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def _hold(self, connection: socket.socket) -> None:
+        self.close()
+        with self._lock:
+            self._socket = connection.dup()
+
+
+class _Adapter(HTTPAdapter):
+    """`requests` over connections of a line, to a proxy as well."""
+
+    def __init__(self, line: Line) -> None:
+        self._pools = {
+            "http": _pool_on(line, urllib3.HTTPConnectionPool),
+            "https": _pool_on(line, urllib3.HTTPSConnectionPool),
+        }
+        super().__init__(pool_connections=1, pool_maxsize=1)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _pool_on(line: Line, pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
+    connection: Any = pool.ConnectionCls
+
+    class Connection(connection):  # type: ignore[misc]  # it is one of two
+        def _new_conn(self) -> socket.socket:
+            return line.connect(self._dns_host, self.port)
+
+    class Pool(pool):  # type: ignore[misc, valid-type]  # the same
+        ConnectionCls = Connection
+
+    return Pool
+
+
+def _innermost(error: BaseException) -> str:
+    """What the operating system, or who else was first to notice, said of a connection."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
