@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from . import __version__
+from .cli.doctor import doctor
 from .cli.dub import dub
 from .cli.models import models
 from .cli.serve import serve
+from .cli.voices import voices
 
 
 @click.group()
@@ -16,9 +18,8 @@ def main() -> None:
     """Dubs live broadcasts: speech in, speech in another language out, in order and fitted to its slot."""
 
 
-main.add_command(serve)
-main.add_command(dub)
-main.add_command(models)
+for command in (serve, dub, models, voices, doctor):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -100,11 +100,11 @@ class Presence(StrEnum):
 def presence(model: DownloadableModel, models_dir: Path) -> Presence:
     """What is there of a model. Takes no time: files are not read."""
     folder = models_dir / model.name
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return Presence.ABSENT
     try:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return Presence.ABSENT
         manifest = Manifest.read(folder)
-    except ManifestError:
+    except (ManifestError, PermissionError):
         return Presence.DAMAGED
     if manifest is not None:
         return Presence.DAMAGED if any(manifest.misfits(folder)) else Presence.COMPLETE

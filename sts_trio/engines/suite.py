@@ -54,11 +54,11 @@ def threads_needed(settings: Settings) -> int:
     return 3 * settings.codec_slots + settings.asr_slots + settings.translation_slots + settings.tts_slots + 1
 
 
-def gpu_demands(models: Models, *, asr_slots: int, tts_slots: int) -> Sequence[Demand]:
-    """What the models take of the GPU; nothing where they run on the CPU."""
+def gpu_demands(asr: AsrEngine | None, tts: TtsEngine | None, *, asr_slots: int, tts_slots: int) -> Sequence[Demand]:
+    """What the models, as far as there are any, take of the GPU; nothing where they run on the CPU."""
     demands = (
-        Demand("ASR_SLOTS", asr_slots, models.asr.gpu_memory_bytes),
-        Demand("TTS_SLOTS", tts_slots, models.tts.gpu_memory_bytes),
+        Demand("ASR_SLOTS", asr_slots, asr.gpu_memory_bytes if asr else 0),
+        Demand("TTS_SLOTS", tts_slots, tts.gpu_memory_bytes if tts else 0),
     )
     return [demand for demand in demands if demand.bytes_each]
 
@@ -102,7 +102,9 @@ class EngineSuite:
         Raises:
             EngineUnavailable: an instance cannot be loaded, or a GPU is too small for all of them.
         """
-        demands = gpu_demands(self.models, asr_slots=self.transcribe.slots, tts_slots=self.speak.slots)
+        demands = gpu_demands(
+            self.models.asr, self.models.tts, asr_slots=self.transcribe.slots, tts_slots=self.speak.slots
+        )
         if demands:
             check_memory(demands, await self.offload(free_gpu_memory))
         async with trio.open_nursery() as pools:
