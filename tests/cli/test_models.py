@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,9 +21,8 @@ from sts_trio.__main__ import main
 from sts_trio.cli import models as command
 from sts_trio.engines.catalogue import find_model
 
+from ..engines.conftest import need
 from .hub_server import COMMIT, Fault, Hub, hub_server
-
-pytest.importorskip("huggingface_hub")
 
 MIB: Final = 2**20
 TINY: Final = "faster-whisper-tiny"
@@ -43,6 +44,7 @@ OF_TINY: Final = ["config.json", "model.bin", "tokenizer.json", "vocabulary.txt"
 
 @pytest.fixture
 def models_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    need(importlib.util.find_spec("huggingface_hub"), "pip install 'sts-trio[asr]'")
     folder = tmp_path / "models"
     for name in ("ASR_MODEL", "TTS_MODEL", "COQUI_TOS_AGREED", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -193,8 +195,6 @@ def test_an_interrupted_download_leaves_no_model_and_the_next_one_goes_on(hub: H
 
 
 def _wait_for_bytes(path: Path, size: int) -> None:
-    import time
-
     give_up = time.monotonic() + 20
     while not path.exists() or path.stat().st_size < size:
         assert time.monotonic() < give_up
