@@ -89,6 +89,11 @@ class XttsEngine:
             for language in read_languages(self.folder)
             if language not in PACKAGES or importlib.util.find_spec(PACKAGES[language])
         ]
+        if not self._languages:
+            raise EngineUnavailable(
+                f"{self.folder / 'config.json'} has none of the languages that can be read here: pip install "
+                f"{' '.join(PACKAGES.values())} for some, or sts-trio models pull coqui-xtts-v2"
+            )
         check_vocabulary(self.folder)
         self._speakers = read_speakers(self.folder)
         file_voices: Sequence[FileVoice] = ()
@@ -175,7 +180,8 @@ class Synthesizer:
             if voice.reference is not None and engine.voices_file is not None:
                 learnt[voice.id] = model.learn(read_reference(engine.voices_file, voice))
         synthesizer = cls(engine, model, learnt)
-        ready = synthesizer.answer(SpeechRequest("Hm.", engine._languages[0], DEFAULT))
+        language = "en" if "en" in engine._languages else engine._languages[0]
+        ready = synthesizer.answer(SpeechRequest("1, 2, 3.", language, DEFAULT))
         if isinstance(ready, EngineFailure):
             raise EngineUnavailable(f"{engine.folder} is loaded and cannot speak: {ready}")
         return synthesizer

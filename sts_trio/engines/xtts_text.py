@@ -21,7 +21,7 @@ CLAUSE_PAUSE_MS: Final = 100
 LONGEST_NUMBER: Final = 12
 """Digits that are read as a number; a longer row is a serial or card number, and read digit by digit."""
 
-_CLOSING: Final = r"""["'”’»)\]」』]*"""
+_CLOSING: Final = r"""["'”’“»«)\]」』]*"""
 _WIDE: Final = r"(?=[⺀-鿿가-힯])"  # scripts that put no space between sentences
 
 _SENTENCE: Final = re.compile(
@@ -38,10 +38,12 @@ _GROUPED: Final = re.compile(r"\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
 _APART_FROM_CURRENCY: Final = re.compile(r"(\d) ([€$£])(?!\d)")
 
 _ORDINAL_STOP: Final = frozenset({"cs", "de", "hu", "tr"})
-"""Where the library takes a number with a full stop for an ordinal: at the end of a text it is none."""
+"""Where the library takes a number with a full stop for an ordinal."""
 
-_LAST_NUMBER: Final = re.compile(rf"(\d)(\.{_CLOSING})$")
-_CZECH_ORDINAL: Final = re.compile(r"(\d)\.(?=\s)")
+_NO_ORDINAL: Final = re.compile(rf"(?<=\d\d\d)\.(?=\s)|(?<=\d)\.(?={_CLOSING}$)")
+"""A year, or the end of the text."""
+
+_CZECH_ORDINAL: Final = re.compile(r"(?<=\d)\.(?=\s)")
 """The library fails at them, for num2words has none in Czech; they are read as numbers."""
 
 _HINDI_DIGITS: Final = ("शून्य", "एक", "दो", "तीन", "चार", "पाँच", "छह", "सात", "आठ", "नौ")
@@ -75,9 +77,9 @@ def speakable(text: str, language: str) -> str:
     text = _LONG_NUMBER.sub(lambda digits: " ".join(digits[0]), text)
     text = _APART_FROM_CURRENCY.sub(r"\1\2", text)
     if language in _ORDINAL_STOP:
-        text = _LAST_NUMBER.sub(r"\1 \2", text)
+        text = _NO_ORDINAL.sub(" .", text)
     if language == "cs":
-        text = _CZECH_ORDINAL.sub(r"\1", text)
+        text = _CZECH_ORDINAL.sub("", text)
     if language == "hi":
         text = re.sub(r"(?<=\d)[.,](?=\d)", " दशमलव ", text)
         text = re.sub(r"\d", lambda digit: f" {_HINDI_DIGITS[int(digit[0])]} ", text)

@@ -83,7 +83,8 @@ def make_checkpoint(folder: Path) -> Path:
         model = Xtts(config)
         model.tokenizer = VoiceBpeTokenizer(vocab_file=folder / "vocab.json")
         model.init_models()
-        model.gpt.mel_head.bias[STOP_CODE] = 1.5
+        model.gpt.mel_head.bias[STOP_CODE] = 1.0
+        model.hifigan_decoder.waveform_decoder.conv_post.weight *= 20
         torch.save({"model": model.state_dict()}, folder / "model.pth")
         speakers = {
             name: {"gpt_cond_latent": torch.randn(1, 32, CHANNELS), "speaker_embedding": torch.randn(1, 512, 1)}
