@@ -129,8 +129,9 @@ class Listener:
         self._suppressed = get_suppressed_tokens(self._tokenizer("en"), [-1])
 
     def close(self) -> None:
-        """Free what the model takes."""
-        self._model.model.unload_model()
+        """Free what the model takes; it cannot be used any more."""
+        # CTranslate2's own `unload_model` does nothing while a thread of it is still winding up its last batch.
+        del self._model
 
     def warm(self, batch: int) -> None:
         """Hear a second of noise in each of `batch` windows, whether or not it is speech."""

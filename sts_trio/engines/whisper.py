@@ -93,6 +93,7 @@ class WhisperEngine:
         if self.device == "cuda":
             preload_cublas()
         try:
+            _check_preprocessor(self._folder)
             model = WhisperModel(
                 str(self._folder), device=self.device, compute_type=self.compute_type, cpu_threads=self._threads
             )
@@ -148,6 +149,13 @@ def _compute_type(wanted: str, device: str, supported: Collection[str]) -> str:
             f"{', '.join(sorted(supported))}; set one of these, or auto"
         )
     return wanted
+
+
+def _check_preprocessor(folder: Path) -> None:
+    """faster-whisper only logs when it cannot read how audio is prepared, and prepares it as for older models."""
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        json.loads(path.read_text(encoding="utf-8"))
 
 
 def _languages(folder: Path, name: str) -> frozenset[str]:
