@@ -21,9 +21,10 @@ def build_asr(settings: Settings) -> AsrEngine:
     if (name.startswith("faster-whisper-") and name in MODELS) or is_path(name):
         from .whisper import WhisperEngine
 
+        folder = find_model("ASR_MODEL", name, settings.models_dir, WHISPER_FILES)
         return WhisperEngine(
-            folder=find_model("ASR_MODEL", name, settings.models_dir, WHISPER_FILES),
-            name=name,
+            folder=folder,
+            name=folder.name,
             device=settings.asr_device,
             compute_type=settings.asr_compute_type,
             slots=settings.asr_slots,
@@ -74,9 +75,10 @@ def build_tts(settings: Settings) -> TtsEngine:
     if name == "coqui-xtts-v2" or is_path(name):
         from .xtts import XttsEngine
 
+        folder = find_model("TTS_MODEL", name, settings.models_dir, XTTS_FILES)
         return XttsEngine(
-            folder=find_model("TTS_MODEL", name, settings.models_dir, XTTS_FILES),
-            name=name,
+            folder=folder,
+            name=folder.name,
             device=settings.tts_device,
             voices_file=settings.voices_file,
         )
