@@ -266,7 +266,7 @@ class _Instance:
             permit = breaker.admit(trio.current_time())
             if permit is None:
                 return failure or _not_asked(breaker)
-            limit_s = min(until - trio.current_time(), limits.attempt_s)
+            limit_s = max(0.0, min(until - trio.current_time(), limits.attempt_s))
             try:
                 outcome = await self._bounded(call, limit_s)
             except BaseException:  # cancelled, most likely: DeepL has not said anything
@@ -276,14 +276,19 @@ class _Instance:
                 self._succeeded(permit)
                 return Translation(outcome)
             failures += 1
-            failure = failure_of(outcome)
+            says_nothing = outcome.timed_out and limit_s < limits.fair_s
+            if failure is None or not says_nothing:
+                failure = failure_of(outcome)
             wait_s = None
             if failure.code in _TRANSIENT:
                 left_s = until - trio.current_time()
                 wait_s = limits.retry.wait_s(
                     failures, chance=random.random(), retry_after_s=outcome.retry_after_s, left_s=left_s
                 )
-            self._failed(permit, outcome, failure, limit_s=limit_s, final=wait_s is None)
+            if says_nothing:
+                breaker.withdrawn(permit)
+            else:
+                self._failed(permit, outcome, failure, final=wait_s is None)
             if wait_s is None:
                 return failure
             await trio.sleep(wait_s)
@@ -314,17 +319,12 @@ class _Instance:
         if self._engine.breaker.succeeded(permit):
             log.info("deepl_breaker_closed")
 
-    def _failed(
-        self, permit: Permit, found: ApiFailure, failure: EngineFailure, *, limit_s: float, final: bool
-    ) -> None:
+    def _failed(self, permit: Permit, found: ApiFailure, failure: EngineFailure, *, final: bool) -> None:
         limits, breaker = self._engine.limits, self._engine.breaker
         if found.status in _REFUSES_ACCOUNT:
             stay_away_s = limits.refused_s
         elif failure.code not in _TRANSIENT:
             self._succeeded(permit)  # the request is at fault; DeepL is there
-            return
-        elif found.timed_out and limit_s < limits.fair_s:
-            breaker.withdrawn(permit)
             return
         else:
             # What was asked to wait and has time for it comes back by itself; all others need not try before.

@@ -41,8 +41,10 @@ MAX_MESSAGE_CHARACTERS: Final = 200
 
 NOT_ITS_ANSWER: Final = "the answer is not one of DeepL's"
 
-# It logs every request and answer at INFO.
+# It logs every request and answer at INFO,
 logging.getLogger("deepl").setLevel(logging.WARNING)
+# and this one headers that were cut short, with a traceback: they become a failure with a reason.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 @frozen
@@ -218,6 +220,7 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
                     body += part
                     if len(body) > MAX_ANSWER_BYTES:
                         raise _TooLong(NOT_ITS_ANSWER)
+                self.line.left_s()  # what a cut leaves of an answer can look like a whole one
                 self.retry_after = response.headers.get("Retry-After")
                 return response.status_code, body.decode(errors="replace")
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -331,7 +334,10 @@ def _pool_on(line: Line, pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3
 
     class Connection(connection):  # type: ignore[misc]  # it is one of two
         def _new_conn(self) -> socket.socket:
-            return line.connect(self._dns_host, self.port)
+            try:
+                return line.connect(self._dns_host, self.port)
+            except OSError as error:  # as it stands urllib3 would take some for an answer that came early
+                raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
 
     class Pool(pool):  # type: ignore[misc, valid-type]  # the same
         ConnectionCls = Connection

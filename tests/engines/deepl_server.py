@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 
 KEY = "4711-a-key-of-tests:fx"
 
-Break = Literal["at once", "in headers", "in body"]
+Break = Literal["reset at once", "reset in headers", "reset in body", "end in headers", "end in body"]
 
 
 @frozen
@@ -43,7 +43,7 @@ class Reply:
         body: bytes as they are, or what becomes JSON; None for a translation of what was asked.
         delay_s: before the first byte.
         drop_s: sends one byte, waits as long, and so on: of the headers, too.
-        breaks: resets the connection there.
+        breaks: resets the connection, or ends it, there.
     """
 
     status: int = 200
@@ -116,9 +116,8 @@ class DeepLServer:
         head = connection.send(h11.Response(status_code=reply.status, headers=list(headers.items())))
         head += connection.send(h11.EndOfMessage()) if not body else b""
         content = connection.send(h11.Data(data=body)) + connection.send(h11.EndOfMessage()) if body else b""
-        whole = {"at once": b"", "in headers": head[:20], "in body": head + content[: len(content) // 2]}.get(
-            reply.breaks or "", head + content
-        )
+        parts = {"once": b"", "headers": head[:20], "body": head + content[: len(content) // 2]}
+        whole = parts[reply.breaks.split()[-1]] if reply.breaks else head + content
         if reply.drop_s:
             for at in range(len(whole)):
                 await stream.send_all(whole[at : at + 1])
@@ -126,7 +125,8 @@ class DeepLServer:
         elif whole:
             await stream.send_all(whole)
         if reply.breaks:
-            _reset(stream)
+            if reply.breaks.startswith("reset"):
+                _reset(stream)
             raise trio.BrokenResourceError
 
     async def _wait(self, stream: trio.abc.Stream, seconds: float) -> None:

@@ -24,14 +24,14 @@ from .deepl_server import HANG, KEY, DeepLServer, Reply, deepl_server, error
 OFFLOAD = thread_offload(2)
 
 LIMITS = DeepLLimits(
-    longest_s=0.4,
-    attempt_s=0.1,
-    fair_s=0.02,
-    check_s=0.1,
+    longest_s=1.0,
+    attempt_s=0.2,
+    fair_s=0.1,
+    check_s=0.2,
     retry=RetryPlan(first_s=0.01, longest_s=0.04, useful_s=0.01),
     breaker=BreakerRule(failures=1_000),
 )
-"""A twentieth of production's, and a breaker that keeps out of it."""
+"""A tenth of production's and less, and a breaker that keeps out of it."""
 
 NO_RETRY = RetryPlan(useful_s=60.0)
 
@@ -176,9 +176,11 @@ ROWS = [
     (Reply(502, b"<html>Bad Gateway</html>"), ErrorCode.TEMPORARY_UNAVAILABLE, True),
     (error(503), ErrorCode.TEMPORARY_UNAVAILABLE, True),
     (error(529), ErrorCode.TEMPORARY_UNAVAILABLE, True),
-    (Reply(breaks="at once"), ErrorCode.NETWORK_ERROR, True),
-    (Reply(breaks="in headers"), ErrorCode.NETWORK_ERROR, True),
-    (Reply(breaks="in body"), ErrorCode.NETWORK_ERROR, True),
+    (Reply(breaks="reset at once"), ErrorCode.NETWORK_ERROR, True),
+    (Reply(breaks="reset in headers"), ErrorCode.NETWORK_ERROR, True),
+    (Reply(breaks="reset in body"), ErrorCode.NETWORK_ERROR, True),
+    (Reply(breaks="end in body"), ErrorCode.NETWORK_ERROR, True),
+    (Reply(breaks="end in headers"), ErrorCode.TEMPORARY_UNAVAILABLE, True),  # HTTP takes it for a short answer
     (HANG, ErrorCode.NETWORK_ERROR, True),
     (Reply(drop_s=0.01), ErrorCode.NETWORK_ERROR, True),
     (Reply(body=b"{'no': JSON"), ErrorCode.TEMPORARY_UNAVAILABLE, True),
@@ -220,12 +222,12 @@ async def test_each_failure_has_its_code_and_what_may_pass_is_tried_again(
 
         server.always = reply
         started = trio.current_time()
-        answer = await ask(instance)
-        elapsed = trio.current_time() - started
+        with trio.fail_after(0.3):
+            answer = await ask(instance)
+        assert trio.current_time() - started < LIMITS.share * 0.3 + 0.1
     assert isinstance(answer, EngineFailure)
     assert answer.code is code
-    assert (code in {ErrorCode.QUOTA_EXCEEDED, ErrorCode.TRANSLATION_FAILED}) is not code.retryable
-    assert elapsed < LIMITS.longest_s + 0.1
+    assert code.retryable is transient
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ async def test_each_failure_has_its_code_and_what_may_pass_is_tried_again(
         (error(404, "Glossary not found"), "Glossary not found"),
         (error(429, "Too many requests"), "Too many requests"),
         (Reply(502, b"<html>Bad Gateway</html>"), "HTTP status 502"),
-        (Reply(breaks="in headers"), "reset"),
+        (Reply(breaks="reset in headers"), "reset"),
         (HANG, "no answer within 0.1 s"),
         (Reply(body=b"<html>"), "not one of DeepL's"),
         (error(400, f"what is {TEXT}?"), "HTTP status 400"),
@@ -293,7 +295,7 @@ async def test_a_server_that_is_not_deepl_is_an_error_at_start_that_names_the_se
     ("usage", "reason"),
     [
         (error(503), "Service unavailable"),
-        (HANG, "no answer within 0.1 s"),
+        (HANG, "no answer within 0.2 s"),
         (Reply(body={"character_count": 1_000, "character_limit": 1_000}), "quota"),
         (error(456), "Quota"),
     ],
@@ -303,7 +305,7 @@ async def test_a_deepl_that_is_not_there_at_start_may_be_later(server: DeepLServ
     started = trio.current_time()
     with structlog.testing.capture_logs() as logs:
         async with engine_at(server).open(OFFLOAD) as instance:
-            assert trio.current_time() - started < 0.2
+            assert trio.current_time() - started < LIMITS.check_s + 0.1
             assert isinstance(await ask(instance), Translation)
     [line] = logs
     assert line["event"] == "deepl_not_ready"
