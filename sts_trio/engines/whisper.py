@@ -30,7 +30,7 @@ class WhisperEngine:
 
     Args:
         folder: with the model's files, all there (`find_model`).
-        name: what `ASR_MODEL` says.
+        name: of the model, as metadata and logs give it.
         device: ``auto``, ``cpu`` or ``cuda``.
         compute_type: of CTranslate2, or ``auto``: float16 on a GPU, int8 on a CPU.
         slots: instances that will run side by side and share the CPU's cores.
@@ -50,7 +50,7 @@ class WhisperEngine:
             import faster_whisper  # noqa: F401  # so that an installation that is broken is known at start
         except ImportError as error:
             raise EngineUnavailable(
-                f"ASR_MODEL={name} needs the Python package faster-whisper ({error}): pip install 'sts-trio[asr]'"
+                f"ASR_MODEL: {name} needs the Python package faster-whisper ({error}): pip install 'sts-trio[asr]'"
             ) from error
         self.name = name
         self.max_batch = max_batch
@@ -60,7 +60,7 @@ class WhisperEngine:
         self.compute_type = _compute_type(
             compute_type, self.device, ctranslate2.get_supported_compute_types(self.device)
         )
-        self.languages = _languages(folder, name)
+        self.languages = _languages(folder)
 
     @property
     def gpu_memory_bytes(self) -> int:
@@ -104,12 +104,12 @@ class WhisperEngine:
         except Exception as error:
             if is_out_of_memory(error) or (isinstance(error, EngineFailure) and error.code is ErrorCode.GPU_OOM):
                 raise EngineUnavailable(
-                    f"ASR_MODEL={self.name} does not fit into the GPU's memory: set fewer ASR_SLOTS, a smaller "
+                    f"ASR_MODEL: {self.name} does not fit into the GPU's memory: set fewer ASR_SLOTS, a smaller "
                     "ASR_MAX_BATCH or ASR_MODEL, or ASR_DEVICE=cpu"
                 ) from error
             remedy = f"sts-trio models pull {self.name}" if self.name in MODELS else "convert or copy it again"
             raise EngineUnavailable(
-                f"ASR_MODEL={self.name}: the model in {self._folder} cannot be loaded ({error}): {remedy}"
+                f"ASR_MODEL: the model in {self._folder} cannot be loaded ({error}): {remedy}"
             ) from error
         return listener
 
@@ -158,19 +158,19 @@ def _check_preprocessor(folder: Path) -> None:
         json.loads(path.read_text(encoding="utf-8"))
 
 
-def _languages(folder: Path, name: str) -> frozenset[str]:
+def _languages(folder: Path) -> frozenset[str]:
     """What the model has tokens for; English only where its vocabulary lacks the empty token.
 
     That token is how CTranslate2 tells the two kinds: English-only vocabularies have the languages' tokens too.
     """
     path = next((path for path in (folder / "vocabulary.json", folder / "vocabulary.txt") if path.is_file()), None)
     if path is None:
-        raise EngineUnavailable(f"ASR_MODEL={name}: {folder} has no vocabulary.json and no vocabulary.txt")
+        raise EngineUnavailable(f"ASR_MODEL: {folder} has no vocabulary.json and no vocabulary.txt")
     try:
         text = path.read_text(encoding="utf-8")
         tokens = set(json.loads(text) if path.suffix == ".json" else text.split("\n")[:-1])
     except (OSError, ValueError, TypeError) as error:
-        raise EngineUnavailable(f"ASR_MODEL={name}: {path} cannot be read: {error}") from error
+        raise EngineUnavailable(f"ASR_MODEL: {path} cannot be read: {error}") from error
     if "" not in tokens:
         return frozenset({"en"})
     codes = (re.fullmatch(r"<\|([a-z]{2,3})\|>", token) for token in tokens)

@@ -18,13 +18,7 @@ from sts_trio.engines.listener import Listener
 from sts_trio.engines.whisper import WhisperEngine
 from sts_trio.offload import thread_offload
 
-from .conftest import need
 from .tiny_whisper import write_whisper
-
-try:
-    import faster_whisper
-except ImportError:
-    need(None, "pip install 'sts-trio[asr]'")
 
 Hear = Instance[AsrRequest, Transcript]
 
@@ -136,7 +130,7 @@ def sounds() -> dict[str, Samples]:
 @pytest.mark.slow
 async def test_where_nobody_speaks_the_model_is_not_asked(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with whisper(model).open(OFFLOAD) as instance:
-        monkeypatch.setattr(faster_whisper.WhisperModel, "encode", None)
+        monkeypatch.setattr("faster_whisper.WhisperModel.encode", None)
         heard = {name: await hear(instance, samples) for name, samples in sounds().items()}
 
     assert heard == dict.fromkeys(heard, Transcript(""))
@@ -287,7 +281,7 @@ async def test_a_batch_that_the_library_fails_is_one_failure_and_the_next_works(
     async with whisper(model).open(OFFLOAD) as instance:
         alone = await hear(instance, speech)
         with monkeypatch.context() as failing:
-            failing.setattr(faster_whisper.WhisperModel, "encode", fail)
+            failing.setattr("faster_whisper.WhisperModel.encode", fail)
             with pytest.raises(EngineFailure, match=message) as failed:
                 await instance([AsrRequest(speech, "en"), AsrRequest(speech, "de")])
         assert failed.value.code is code
@@ -301,6 +295,8 @@ async def test_a_batch_that_the_library_fails_is_one_failure_and_the_next_works(
 async def test_a_call_stops_when_its_caller_leaves_and_the_next_is_as_ever(
     model: Path, speech: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import faster_whisper
+
     real = faster_whisper.WhisperModel.encode
     async with whisper(model).open(OFFLOAD) as instance:
         alone = await hear(instance, speech)
@@ -312,7 +308,7 @@ async def test_a_call_stops_when_its_caller_leaves_and_the_next_is_as_ever(
             return encoded
 
         with monkeypatch.context() as leaving:
-            leaving.setattr(faster_whisper.WhisperModel, "encode", encode)
+            leaving.setattr("faster_whisper.WhisperModel.encode", encode)
             leaving.setattr("sts_trio.engines.listener._output", None)  # nothing is generated any more
             with caller:
                 await hear(instance, np.tile(speech, 10))

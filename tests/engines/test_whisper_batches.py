@@ -19,13 +19,7 @@ from sts_trio.engines.whisper import WhisperEngine
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
 
-from .conftest import need
 from .tiny_whisper import write_whisper
-
-try:
-    import faster_whisper
-except ImportError:
-    need(None, "pip install 'sts-trio[asr]'")
 
 pytestmark = pytest.mark.slow
 
@@ -187,6 +181,8 @@ async def test_who_leaves_a_batch_does_not_take_the_others_along(
     async with engine.open(OFFLOAD) as instance:
         alone = [comparable((await instance([request]))[0]) for request in asked]
     busy, go_on = trio.Event(), threading.Event()
+    import faster_whisper
+
     real = faster_whisper.WhisperModel.encode
 
     def encode(model: Any, features: Samples) -> object:
@@ -197,7 +193,7 @@ async def test_who_leaves_a_batch_does_not_take_the_others_along(
     async with trio.open_nursery() as nursery:
         pool = pool_of(engine, slots=1)
         await nursery.start(pool.run)
-        monkeypatch.setattr(faster_whisper.WhisperModel, "encode", encode)
+        monkeypatch.setattr("faster_whisper.WhisperModel.encode", encode)
         batches.clear()
         leaving = trio.CancelScope()
 
@@ -218,6 +214,8 @@ async def test_when_all_have_left_the_slot_is_free_at_the_next_step(
     model: Path, speech: Samples, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, request = whisper(model), AsrRequest(np.tile(speech, 9), "en")
+    import faster_whisper
+
     real = faster_whisper.WhisperModel.encode
     leaving = trio.CancelScope()
 
@@ -232,7 +230,7 @@ async def test_when_all_have_left_the_slot_is_free_at_the_next_step(
         windows = len(batches)
         assert windows >= 2
         with monkeypatch.context() as patch, leaving:
-            patch.setattr(faster_whisper.WhisperModel, "encode", encode)
+            patch.setattr("faster_whisper.WhisperModel.encode", encode)
             await pool.submit(request, stream="a")
         assert leaving.cancelled_caught
 

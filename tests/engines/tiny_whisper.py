@@ -7,12 +7,15 @@ and they are as sure of it as a trained model is: so all that a real model's out
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .conftest import need
 
 _CODES = """
 en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy sk
@@ -59,6 +62,7 @@ def write_whisper(
         loops: says the same over and over.
         deaf: believes that nobody speaks, and is not sure of what it says.
     """
+    need(importlib.util.find_spec("faster_whisper"), "pip install 'sts-trio[asr]'")
     from ctranslate2.specs import WhisperSpec
 
     specials = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES)]
