@@ -139,6 +139,10 @@ class XttsEngine:
         """Load a model, learn the voices of the file, and speak once; leaving the context frees the GPU's memory."""
         if not self._open:
             log.info("tts_weights_licence", model=self.name, licence=CPML)
+            if self.device == "cpu":
+                log.warning(
+                    "tts_without_gpu", model=self.name, hint="XTTS on a CPU takes several times as long as speech"
+                )
         self._open += 1
         try:
             synthesizer = await offload(Synthesizer.load, self)

@@ -52,7 +52,7 @@ def import_library() -> None:
         # It warns of a configuration that coqui-tts makes for each model, and that nobody reads.
         logging.set_verbosity_error()
         import TTS.tts.models.xtts  # noqa: F401
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:  # the last are torch's
         raise EngineUnavailable(f"XTTS needs torch and coqui-tts: pip install 'sts-trio[tts]' ({error})") from error
 
 
@@ -155,9 +155,12 @@ def load_model(folder: Path, device: str) -> Any:
     Raises:
         EngineUnavailable: the checkpoint is damaged, or the GPU too small.
     """
+    import torch
     from TTS.tts.configs.xtts_config import XttsConfig
     from TTS.tts.models.xtts import Xtts
 
+    # Some of the algorithms for the vocoder's layers add in whatever order their threads come.
+    torch.backends.cudnn.deterministic = True
     path = folder / "config.json"
     try:
         config = XttsConfig()

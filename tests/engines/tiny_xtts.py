@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -21,24 +21,8 @@ CHANNELS: Final = 64
 STOP_CODE: Final = 257
 SPEAKERS: Final = ("Ada Low", "Ben High")
 LANGUAGES: Final = (
-    "ar",
-    "cs",
-    "de",
-    "en",
-    "es",
-    "fr",
-    "hi",
-    "hu",
-    "it",
-    "ja",
-    "ko",
-    "nl",
-    "pl",
-    "pt",
-    "ru",
-    "tr",
-    "zh-cn",
-)
+    "ar", "cs", "de", "en", "es", "fr", "hi", "hu", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "zh-cn",
+)  # fmt: skip
 
 
 @contextmanager
@@ -53,17 +37,13 @@ def small_vocoder() -> Iterator[None]:
 
 
 def make_checkpoint(folder: Path) -> Path:
-    """Write the four files of a checkpoint; it loads within `small_vocoder` only."""
+    """Write the four files of a small checkpoint; it loads within `small_vocoder` only."""
     import_library()
-    import torch
-    from TTS.tts.configs.xtts_config import XttsArgs, XttsConfig
-    from TTS.tts.layers.xtts.tokenizer import VoiceBpeTokenizer
-    from TTS.tts.models.xtts import Xtts
+    from TTS.tts.configs.xtts_config import XttsArgs
 
-    folder.mkdir()
-    _write_vocabulary(folder / "vocab.json")
-    config = XttsConfig(
-        model_args=XttsArgs(
+    return _write(
+        folder,
+        XttsArgs(
             gpt_layers=2,
             gpt_n_model_channels=CHANNELS,
             gpt_n_heads=4,
@@ -73,21 +53,50 @@ def make_checkpoint(folder: Path) -> Path:
             gpt_use_perceiver_resampler=True,
             decoder_input_dim=CHANNELS,
         ),
-        languages=list(LANGUAGES),
-        temperature=0.75,
-        repetition_penalty=5.0,
+        stop_bias=1.0,
     )
+
+
+def make_large_checkpoint(folder: Path) -> Path:
+    """Write a checkpoint of 2 GB, as large as the one that is published; it never stops by itself."""
+    import_library()
+    from TTS.tts.configs.xtts_config import XttsArgs
+
+    return _write(
+        folder,
+        XttsArgs(
+            gpt_number_text_tokens=6_681,
+            gpt_num_audio_tokens=1_026,
+            gpt_start_audio_token=1_024,
+            gpt_stop_audio_token=1_025,
+            gpt_use_perceiver_resampler=True,
+        ),
+        stop_bias=-1e9,
+    )
+
+
+def _write(folder: Path, args: Any, stop_bias: float) -> Path:
+    import torch
+    from TTS.tts.configs.xtts_config import XttsConfig
+    from TTS.tts.layers.xtts.tokenizer import VoiceBpeTokenizer
+    from TTS.tts.models.xtts import Xtts
+
+    folder.mkdir()
+    _write_vocabulary(folder / "vocab.json")
+    config = XttsConfig(model_args=args, languages=list(LANGUAGES), temperature=0.75, repetition_penalty=5.0)
     config.save_json(str(folder / "config.json"))
+    channels = args.gpt_n_model_channels
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(7)
         model = Xtts(config)
         model.tokenizer = VoiceBpeTokenizer(vocab_file=folder / "vocab.json")
         model.init_models()
-        model.gpt.mel_head.bias[STOP_CODE] = 1.0
+        model.gpt.mel_head.bias[args.gpt_stop_audio_token] = stop_bias
+        # Random weights are too quiet for speech, with some voices.
         model.hifigan_decoder.waveform_decoder.conv_post.weight *= 20
         torch.save({"model": model.state_dict()}, folder / "model.pth")
         speakers = {
-            name: {"gpt_cond_latent": torch.randn(1, 32, CHANNELS), "speaker_embedding": torch.randn(1, 512, 1)}
+            name: {"gpt_cond_latent": torch.randn(1, 32, channels), "speaker_embedding": torch.randn(1, 512, 1)}
             for name in SPEAKERS
         }
         torch.save(speakers, folder / "speakers_xtts.pth")
