@@ -15,6 +15,7 @@ HEAVY = (
     "deepl",
     "pocketsphinx",
     "trio_parallel",
+    "huggingface_hub",
     "pynvml",
     "socketio",
 )

@@ -13,8 +13,8 @@ import click
 import trio
 from attrs import evolve, frozen
 
-from ..config import PROFILES, ConfigError, Settings
-from . import first_error
+from ..config import Settings
+from . import first_error, load_settings, profile_option
 
 if TYPE_CHECKING:
     from protocol.dubbing import FragmentProcessed, StreamConfig
@@ -50,7 +50,7 @@ class Options:
 @click.option("--to", "target", required=True, metavar="LANGUAGE", help="Language to dub into, e.g. es.")
 @click.option("--from", "spoken", default="en", show_default=True, metavar="LANGUAGE", help="Language that is spoken.")
 @click.option("--url", help="A running server, e.g. http://localhost:8000; without it one is started for the file.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), help="Engines of the server that is started.")
+@profile_option
 @click.option("--voice", default="default", show_default=True, help="Voice profile.")
 @click.option(
     "--format",
@@ -113,11 +113,11 @@ def dub(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     try:
-        settings = Settings.load(profile=profile)
+        settings = load_settings(profile)
         files.check_output(output, source)
         models = _find_server(settings, url, token)  # first: to decode a long file takes minutes
         media = files.read_media(source)
-    except (ConfigError, files.MediaError) as error:
+    except files.MediaError as error:
         raise click.ClickException(str(error)) from None
     logs.configure("WARNING" if settings.log_level == "INFO" else settings.log_level, "console")
     if media.damaged_packets:

@@ -7,16 +7,12 @@ import sys
 import click
 import trio
 
-from ..config import PROFILES, ConfigError, Settings
-from . import first_error
+from ..config import ConfigError
+from . import first_error, load_settings, profile_option
 
 
 @click.command()
-@click.option(
-    "--profile",
-    type=click.Choice(list(PROFILES)),
-    help="embedded: engines that need no key, no download and no GPU, where the environment names no others.",
-)
+@profile_option
 def serve(profile: str | None) -> None:
     """Dub the streams of media-service workers.
 
@@ -26,10 +22,7 @@ def serve(profile: str | None) -> None:
     from ..observe import logs
     from ..server import app
 
-    try:
-        settings = Settings.load(profile=profile)
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from None
+    settings = load_settings(profile)
     logs.configure(settings.log_level, settings.log_format)
     in_order, trouble = False, ""
     try:
