@@ -27,8 +27,13 @@ def serve(profile: str | None) -> None:
     in_order, trouble = False, ""
     try:
         in_order = trio.run(app.serve, settings)
-    except* (ConfigError, EngineUnavailable) as unavailable:
-        trouble = first_error(unavailable)
+    except* ConfigError as unusable:
+        trouble = first_error(unusable)
+    except* EngineUnavailable as unavailable:
+        doctor = f"sts-trio doctor --profile {profile}" if profile else "sts-trio doctor"
+        trouble = f"{first_error(unavailable)}\n`{doctor}` shows all that is missing."
+        if profile is None:
+            trouble += " `--profile embedded` has engines that need no key, model or GPU."
     except* OSError as unusable:
         trouble = f"cannot start: {first_error(unusable)}"
     if trouble:  # raised here, since what an except* clause raises comes out in a group

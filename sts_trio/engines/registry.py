@@ -52,10 +52,7 @@ def _build_provider(name: str, settings: Settings) -> TranslationEngine:
         from .deepl import DeepLEngine
 
         if settings.deepl_api_key is None:
-            raise EngineUnavailable(
-                "TRANSLATION_PROVIDER=deepl needs DEEPL_API_KEY, the key of a DeepL API account "
-                "(--profile embedded has engines that need no key)"
-            )
+            raise EngineUnavailable("TRANSLATION_PROVIDER=deepl needs DEEPL_API_KEY, the key of a DeepL API account")
         return DeepLEngine(
             api_key=settings.deepl_api_key,
             server_url=settings.deepl_server_url,

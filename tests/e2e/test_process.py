@@ -90,8 +90,11 @@ def refused_to_start(**environment: str) -> str:
     return done.stderr
 
 
-def test_engines_of_a_later_version_say_so_and_name_the_way_out() -> None:
-    assert "--profile embedded" in refused_to_start()
+def test_without_models_it_says_how_to_get_them_and_how_to_do_without(tmp_path: Path) -> None:
+    message = refused_to_start(MODELS_DIR=str(tmp_path))
+    assert "sts-trio models pull faster-whisper-base" in message
+    assert "`sts-trio doctor`" in message
+    assert "--profile embedded" in message
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones() -> None:

@@ -132,7 +132,7 @@ async def test_while_deepl_is_down_apertium_translates_and_the_result_says_so(mo
 async def test_without_a_way_out_the_worker_learns_why_and_plays_silence(models: Path) -> None:
     async with deepl_server() as deepl:
         deepl.always = error(456, "Quota exceeded")
-        async with production(models, deepl) as url:
+        async with production(models, deepl, TRANSLATION_SLOTS="1") as url:
             finished = await dub(url)
     for result in finished.results:
         assert result.error is not None
