@@ -46,6 +46,28 @@ def say(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Samples]:
     return speak
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Whisper."""
+    from .tiny_whisper import write_whisper  # which needs CTranslate2
+
+    return write_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="session")
+def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, as the models whose names end in ``.en``."""
+    from .tiny_whisper import write_whisper
+
+    return write_whisper(tmp_path_factory.mktemp("whisper.en"), multilingual=False)
+
+
+@pytest.fixture(scope="session")
+def speech(say: Callable[[str], Samples]) -> Samples:
+    """Over 6 s of it."""
+    return say("the city council voted on tuesday to build a new bridge, and schools will open again on monday morning")
+
+
 @pytest.fixture
 def child_processes() -> Callable[[], set[int]]:
     """The processes this one has started and that have not ended, by id."""

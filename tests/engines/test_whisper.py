@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,6 @@ async def hear(instance: Hear, samples: Samples, language: str = "en", **context
     [answer] = await instance([AsrRequest(samples, language, **context)])
     assert isinstance(answer, Transcript), answer
     return answer
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("whisper"))
-
-
-@pytest.fixture(scope="session")
-def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("whisper.en"), multilingual=False)
-
-
-@pytest.fixture(scope="session")
-def speech(say: Callable[[str], Samples]) -> Samples:
-    """Over 6 s of it."""
-    return say("the city council voted on tuesday to build a new bridge, and schools will open again on monday morning")
 
 
 # ------------------------------------------------------------------------------------------ hearing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,11 @@ from sts_trio.engines.whisper import WhisperEngine
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
 
-from .tiny_whisper import write_whisper
-
 pytestmark = pytest.mark.slow
 
 OFFLOAD = thread_offload(2)
 
 Outcome = Transcript | EngineFailure
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("whisper"))
-
-
-@pytest.fixture(scope="session")
-def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("whisper.en"), multilingual=False)
-
-
-@pytest.fixture(scope="session")
-def speech(say: Callable[[str], Samples]) -> Samples:
-    """Over 6 s of it."""
-    return say("the city council voted on tuesday to build a new bridge, and schools will open again on monday morning")
 
 
 @pytest.fixture

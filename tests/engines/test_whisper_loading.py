@@ -18,23 +18,11 @@ from sts_trio.engines.whisper import WhisperEngine
 from sts_trio.offload import thread_offload
 from sts_trio.testing.engines import inline_offload
 
-from .tiny_whisper import write_whisper
-
 OFFLOAD = thread_offload(1)
 
 
 def whisper(folder: Path, device: str = "cpu", compute_type: str = "auto", slots: int = 2) -> WhisperEngine:
     return WhisperEngine(folder, str(folder), device, compute_type, slots=slots, max_batch=4)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("whisper"))
-
-
-@pytest.fixture(scope="session")
-def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_whisper(tmp_path_factory.mktemp("whisper.en"), multilingual=False)
 
 
 # ------------------------------------------------------------------------------------------ what it needs
