@@ -18,7 +18,7 @@ def serve(profile: str | None) -> None:
 
     Configured by environment variables; the README lists them. SIGTERM finishes what is in flight and exits 0.
     """
-    from ..engines.base import EngineUnavailable  # here: child processes of engines import this module, too
+    from ..engines.base import EngineLost, EngineUnavailable  # here: child processes of engines import this module, too
     from ..observe import logs
     from ..server import app
 
@@ -34,6 +34,8 @@ def serve(profile: str | None) -> None:
         trouble = f"{first_error(unavailable)}\n`{doctor}` shows all that is missing."
         if profile is None:
             trouble += " `--profile embedded` has engines that need no key, model or GPU."
+    except* EngineLost as lost:
+        trouble = f"{first_error(lost)}: start the server again"
     except* OSError as unusable:
         trouble = f"cannot start: {first_error(unusable)}"
     if trouble:  # raised here, since what an except* clause raises comes out in a group

@@ -54,6 +54,13 @@ class EngineFailure(Exception):
         self.code = code
 
 
+class EngineLost(Exception):
+    """What an engine runs on is lost to this process, as a GPU is after a fault: only a new process can go on.
+
+    An instance raises it; it ends the server.
+    """
+
+
 class Instance(Protocol[Req, Res]):
     """One loaded model, with one caller."""
 
@@ -62,6 +69,7 @@ class Instance(Protocol[Req, Res]):
 
         Raises:
             EngineFailure: the whole batch failed for the same reason.
+            EngineLost: no call of any instance can succeed any more.
         """
         ...
 

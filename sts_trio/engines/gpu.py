@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import structlog
 from attrs import frozen
@@ -61,6 +63,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in message or "cublas_status_alloc_failed" in message or "cudnn_status_alloc_failed" in message
     )
+
+
+_LOST: Final = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction",
+    "uncorrectable ecc error",
+    "hardware stack error",
+)
+"""Of the errors of CUDA those after which nothing in the process can use the GPU any more (CUDA Runtime API, "Error
+handling": "the process must be terminated and relaunched")."""
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a library's error leaves the GPU of no use to this process."""
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and "cuda" in message and any(words in message for words in _LOST)
+
+
+def release_memory() -> None:
+    """Give back the GPU memory that torch keeps for later, where it is loaded: another library may have run out."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def preload_cublas() -> None:

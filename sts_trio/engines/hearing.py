@@ -10,6 +10,7 @@ Pure: no model, no trio. Positions are sample frames.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -146,6 +147,8 @@ def judge(answer: Answer) -> Verdict:
     """Whether an answer is what was said."""
     if not re.search(r"\w", answer.text):
         return Verdict.SILENCE
+    if not math.isfinite(answer.mean_log_probability + answer.no_speech_probability):
+        return Verdict.FAILED  # half precision has overflowed
     for no_speech, log_probability in NO_SPEECH:
         if answer.no_speech_probability > no_speech and answer.mean_log_probability < log_probability:
             return Verdict.SILENCE

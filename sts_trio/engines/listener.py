@@ -27,8 +27,8 @@ from protocol.errors import ErrorCode
 
 from ..offload import check_cancelled
 from . import hearing
-from .base import ASR_SAMPLE_RATE_HZ, AsrRequest, EngineFailure, Samples, Segment, Transcript
-from .gpu import is_out_of_memory
+from .base import ASR_SAMPLE_RATE_HZ, AsrRequest, EngineFailure, EngineLost, Samples, Segment, Transcript
+from .gpu import is_device_lost, is_out_of_memory, release_memory
 from .hearing import Answer, Piece, Verdict
 from .languages import language_code
 
@@ -84,6 +84,7 @@ class _Clip:
 
     Attributes:
         prompt: what the model is told was said before.
+        failure: why nothing more of it is heard.
     """
 
     samples: Samples
@@ -93,6 +94,11 @@ class _Clip:
     windows: list[list[Piece]]
     text: str = ""
     segments: list[Segment] = field(factory=list)
+    failure: EngineFailure | None = None
+
+    @property
+    def transcript(self) -> Transcript | EngineFailure:
+        return self.failure or Transcript(self.text.strip(), tuple(self.segments))
 
 
 @frozen
@@ -111,6 +117,7 @@ class _Output:
 
     tokens: tuple[int, ...]
     answer: Answer
+    verdict: Verdict
 
 
 class Listener:
@@ -138,22 +145,21 @@ class Listener:
         samples = np.random.default_rng(0).normal(scale=0.1, size=ASR_SAMPLE_RATE_HZ).astype(np.float32)
         _pieces(samples)
         clip = _Clip(samples, self._tokenizer("en"), hints="", prompt="", windows=[])
-        self._decode([self._row(clip, samples)] * batch)
+        for output in self._decode([self._row(clip, samples)] * batch):
+            if isinstance(output, EngineFailure):
+                raise output
 
     def hear(self, batch: Sequence[AsrRequest]) -> Sequence[Transcript | EngineFailure]:
         """Transcribe each request; see `Instance`.
 
         Raises:
-            EngineFailure: `GPU_OOM` or `ASR_FAILED`, for the whole batch.
+            EngineLost: the GPU is of no use any more.
             trio.Cancelled: the caller has left.
         """
         clips = [self._clip(request) for request in batch]
         while waiting := [clip for clip in clips if isinstance(clip, _Clip) and clip.windows]:
             self._hear_next_windows(waiting)
-        return [
-            clip if isinstance(clip, EngineFailure) else Transcript(clip.text.strip(), tuple(clip.segments))
-            for clip in clips
-        ]
+        return [clip.transcript if isinstance(clip, _Clip) else clip for clip in clips]
 
     def _clip(self, request: AsrRequest) -> _Clip | EngineFailure:
         check_cancelled()
@@ -182,14 +188,16 @@ class Listener:
             for clip, window in zip(clips, windows, strict=True)
         ]
         outputs = self._decode(rows)
-        verdicts = [hearing.judge(output.answer) for output in outputs]
-        failed = [i for i, row in enumerate(rows) if verdicts[i] is Verdict.FAILED and row.prompt != row.bare_prompt]
-        again = self._decode([evolve(rows[i], prompt=rows[i].bare_prompt) for i in failed])
-        for i, output in zip(failed, again, strict=True):
-            outputs[i], verdicts[i] = output, hearing.judge(output.answer)
-        for clip, window, output, verdict in zip(clips, windows, outputs, verdicts, strict=True):
+        again = [i for i, output in enumerate(outputs) if _was_lost(output) and rows[i].prompt != rows[i].bare_prompt]
+        repeated = self._decode([evolve(rows[i], prompt=rows[i].bare_prompt) for i in again])
+        for i, output in zip(again, repeated, strict=True):
+            outputs[i] = output
+        for clip, window, output in zip(clips, windows, outputs, strict=True):
             clip.prompt = ""
-            if verdict is Verdict.BELIEVED:
+            if isinstance(output, EngineFailure):
+                clip.failure = output
+                clip.windows.clear()
+            elif output.verdict is Verdict.BELIEVED:
                 self._add(clip, window, output)
 
     def _add(self, clip: _Clip, window: list[Piece], output: _Output) -> None:
@@ -210,7 +218,7 @@ class Listener:
                 clip.prompt += text
 
     def _row(self, clip: _Clip, samples: Samples) -> _Row:
-        before = clip.tokenizer.encode(" " + clip.prompt.strip())
+        before = clip.tokenizer.encode(" " + _plain(clip.prompt).strip())
         length = next((length for length in PROMPT_TOKENS if length <= len(before)), 0)
         get_prompt = self._model.get_prompt
         return _Row(
@@ -220,15 +228,25 @@ class Listener:
             most_tokens=SHORT_TOKENS if len(clip.samples) <= SHORT_S * ASR_SAMPLE_RATE_HZ else MOST_TOKENS,
         )
 
-    def _decode(self, rows: Sequence[_Row]) -> list[_Output]:
-        """Let the model hear `rows`, those together whose prompts and answers are equally long."""
-        outputs: dict[int, _Output] = {}
+    def _decode(self, rows: Sequence[_Row]) -> list[_Output | EngineFailure]:
+        """Let the model hear `rows`, those together whose prompts and answers are equally long.
+
+        Where that fails each is heard alone: one that cannot be heard takes no other with it, and a GPU that is too
+        full for several may have room for one.
+        """
+        outputs: dict[int, _Output | EngineFailure] = {}
         groups = defaultdict[tuple[int, int], list[int]](list)
         for i, row in enumerate(rows):
             groups[len(row.prompt), row.most_tokens].append(i)
         for group in groups.values():
-            results = self._generate([rows[i] for i in group])
-            outputs.update(zip(group, results, strict=True))
+            together = [rows[i] for i in group]
+            try:
+                heard: Sequence[_Output | EngineFailure] = self._generate(together)
+            except EngineFailure as failure:
+                heard = [failure]
+            if len(heard) < len(group):
+                heard = [self._decode([row])[0] for row in together]
+            outputs.update(zip(group, heard, strict=True))
         return [outputs[i] for i in range(len(rows))]
 
     def _generate(self, rows: Sequence[_Row]) -> list[_Output]:
@@ -242,13 +260,17 @@ class Listener:
         failure = None
         try:
             results = self._run(np.stack(features), rows)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            if is_device_lost(error):
+                raise EngineLost(f"the GPU cannot be used by this process any more: {error}") from error
             oom = is_out_of_memory(error)
             failure = EngineFailure(
                 ErrorCode.GPU_OOM if oom else ErrorCode.ASR_FAILED, f"speech recognition failed: {error}"
             )
         if failure is not None:
             # Outside of the handler: the failure must not hold on to the error, whose frames hold memory of the GPU.
+            if failure.code is ErrorCode.GPU_OOM:
+                release_memory()
             raise failure
         tokenizer = self._tokenizer("en")  # they differ in their prompts only
         return [_output(result, row, tokenizer) for result, row in zip(results, rows, strict=True)]
@@ -280,6 +302,10 @@ class Listener:
         return self._tokenizers[code]
 
 
+def _was_lost(output: _Output | EngineFailure) -> bool:
+    return isinstance(output, _Output) and output.verdict is Verdict.FAILED
+
+
 def _output(result: Any, row: _Row, tokenizer: Tokenizer) -> _Output:
     tokens = tuple(result.sequences_ids[0])
     answer = Answer(
@@ -289,7 +315,7 @@ def _output(result: Any, row: _Row, tokenizer: Tokenizer) -> _Output:
         mean_log_probability=result.scores[0] * len(tokens) / (len(tokens) + 1),
         no_speech_probability=result.no_speech_prob,
     )
-    return _Output(tokens, answer)
+    return _Output(tokens, answer, hearing.judge(answer))
 
 
 def _pieces(samples: Samples) -> list[Piece]:
@@ -302,12 +328,17 @@ def _pieces(samples: Samples) -> list[Piece]:
 def _fitting_hints(hints: Sequence[str], tokenizer: Tokenizer) -> str:
     room = HINT_TOKENS
     fitting = []
-    for hint in filter(None, map(str.strip, hints)):
+    for hint in filter(None, (_plain(hint).strip() for hint in hints)):
         room -= len(tokenizer.encode(f" {hint},"))
         if room < 0:
             break
         fitting.append(hint)
     return ", ".join(fitting)
+
+
+def _plain(text: str) -> str:
+    """`text` without what the tokenizer would take for one of Whisper's special tokens, such as ``<|nospeech|>``."""
+    return text.replace("<|", "< |")
 
 
 def _ms(frames: int) -> int:

@@ -22,7 +22,7 @@ from protocol.errors import ErrorCode
 
 from ..observe.metrics import Metrics
 from ..offload import Offload
-from .base import Engine, EngineFailure, Instance
+from .base import Engine, EngineFailure, EngineLost, Instance
 from .fairness import FairQueue
 
 Req = TypeVar("Req")
@@ -159,7 +159,11 @@ class Pool(Generic[Req, Res]):
         return batch
 
     async def _answer(self, instance: Instance[Req, Res], batch: Sequence[_Ticket[Req, Res]]) -> None:
-        """Call the model and leave each outcome at its ticket, whatever happens."""
+        """Call the model and leave each outcome at its ticket, whatever happens.
+
+        Raises:
+            EngineLost: the server cannot go on.
+        """
         outcomes: Sequence[Res | EngineFailure | EngineDefect] = ()
         # Its deadline ends no call that somebody waits for: it is theirs, and tells the engine of it.
         scope = trio.CancelScope(deadline=max(ticket.deadline for ticket in batch))
@@ -174,6 +178,9 @@ class Pool(Generic[Req, Res]):
                     raise RuntimeError(f"{self._engine.name}: {len(outcomes)} answers to {len(batch)} requests")
         except EngineFailure as failure:
             outcomes = [failure] * len(batch)
+        except EngineLost as lost:
+            log.critical("engine_lost", pool=self.label, engine=self._engine.name, reason=str(lost))
+            raise
         except Exception as error:
             # A defect of an engine or its library costs this batch, not the slot and everybody behind it.
             outcomes = [EngineDefect(error)] * len(batch)

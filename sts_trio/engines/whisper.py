@@ -107,6 +107,11 @@ class WhisperEngine:
                     f"ASR_MODEL: {self.name} does not fit into the GPU's memory: set fewer ASR_SLOTS, a smaller "
                     "ASR_MAX_BATCH or ASR_MODEL, or ASR_DEVICE=cpu"
                 ) from error
+            if "libcublas" in str(error) or "libcudnn" in str(error):
+                raise EngineUnavailable(
+                    f"ASR_MODEL={self.name}: CTranslate2 lacks a library of CUDA ({error}): "
+                    "pip install 'sts-trio[gpu]', or set ASR_DEVICE=cpu"
+                ) from error
             remedy = f"sts-trio models pull {self.name}" if self.name in MODELS else "convert or copy it again"
             raise EngineUnavailable(
                 f"ASR_MODEL: the model in {self._folder} cannot be loaded ({error}): {remedy}"
@@ -173,5 +178,7 @@ def _languages(folder: Path) -> frozenset[str]:
         raise EngineUnavailable(f"ASR_MODEL: {path} cannot be read: {error}") from error
     if "" not in tokens:
         return frozenset({"en"})
+    from faster_whisper.tokenizer import _LANGUAGE_CODES  # a model may have more than the library takes
+
     codes = (re.fullmatch(r"<\|([a-z]{2,3})\|>", token) for token in tokens)
-    return frozenset(code[1] for code in codes if code)
+    return frozenset(code[1] for code in codes if code) & set(_LANGUAGE_CODES)

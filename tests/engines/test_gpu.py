@@ -8,13 +8,20 @@ import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
 from sts_trio.engines.base import EngineUnavailable
-from sts_trio.engines.gpu import Demand, check_memory, is_out_of_memory, preload_cublas
+from sts_trio.engines.gpu import (
+    Demand,
+    check_memory,
+    is_device_lost,
+    is_out_of_memory,
+    preload_cublas,
+    release_memory,
+)
 
 from .conftest import need
 
@@ -131,3 +138,31 @@ def test_where_it_is_not_installed_nothing_happens(
 def test_it_can_be_called_on_this_machine_as_it_is() -> None:
     code = "from sts_trio.engines.gpu import preload_cublas; preload_cublas(); preload_cublas()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("CUDA failed with error an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("CUDA failed with error out of memory"), False),
+        (RuntimeError("illegal memory access of the novel"), False),
+        (ValueError("CUDA error: misaligned address"), False),
+    ],
+)
+def test_a_gpu_that_is_lost_is_known_by_its_error(error: Exception, lost: bool) -> None:
+    assert is_device_lost(error) is lost
+
+
+def test_memory_is_given_back_where_torch_uses_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[str] = []
+    torch = ModuleType("torch")
+    vars(torch)["cuda"] = SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: given_back.append("cache"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    release_memory()
+    vars(torch)["cuda"].is_initialized = lambda: False
+    release_memory()
+    monkeypatch.delitem(sys.modules, "torch")
+    release_memory()
+    assert given_back == ["cache"]

@@ -45,6 +45,11 @@ def test_news_are_believed_in_every_script(language: str) -> None:
     assert judge(evolve(SAID, text=NEWS[language], seconds=15.0)) is Verdict.BELIEVED
 
 
+def test_figures_that_are_no_numbers_are_believed_by_nobody() -> None:
+    assert judge(evolve(SAID, mean_log_probability=float("nan"))) is Verdict.FAILED
+    assert judge(evolve(SAID, no_speech_probability=float("nan"))) is Verdict.FAILED
+
+
 @pytest.mark.parametrize("text", ["", " ", "...", "♪♪", "- -", "。"])
 def test_what_has_no_words_is_silence(text: str) -> None:
     assert judge(evolve(SAID, text=text)) is Verdict.SILENCE

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from protocol.errors import ErrorCode
-from sts_trio.engines.base import EngineFailure
+from sts_trio.engines.base import EngineFailure, EngineLost
 from sts_trio.engines.pool import EngineDefect, Pool
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
@@ -133,6 +133,14 @@ async def test_a_defect_of_an_engine_costs_its_request_and_not_the_slot(autojump
             await pool.submit("bad", stream="s")
         assert isinstance(defect.value.__cause__, ZeroDivisionError)
         assert await pool.submit("good", stream="s") == "good"
+
+
+async def test_an_engine_that_is_lost_ends_its_pool(autojump_clock: trio.testing.MockClock) -> None:
+    engine: Echo = ScriptedEngine("echo", lambda _: Step(EngineLost("the GPU is gone"), 1))
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineLost, match="the GPU is gone"), flatten_subgroups=True):
+        async with running(engine) as pool:
+            await pool.submit("a", stream="s")
+    assert engine.open_instances == 0
 
 
 async def test_what_nobody_waits_for_is_never_started(autojump_clock: trio.testing.MockClock) -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from protocol.errors import ErrorCode
 from sts_trio.engines.base import AsrRequest, EngineFailure, Samples, Transcript
 from sts_trio.engines.listener import Listener
 from sts_trio.engines.pool import Pool
@@ -140,6 +141,48 @@ async def answers(
 
 def pool_of(engine: WhisperEngine, slots: int) -> Pool[AsrRequest, Transcript]:
     return Pool("asr", engine, slots=slots, max_waiting=100, offload=thread_offload(slots), metrics=Metrics())
+
+
+async def test_what_cannot_be_heard_fails_alone(
+    model: Path, speech: Samples, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [AsrRequest(speech, language) for language in ("en", "de", "fr")]
+    async with whisper(model).open(OFFLOAD) as instance:
+        alone = [comparable((await instance([request]))[0]) for request in asked]
+        counting = Listener._run
+
+        def run(listener: Listener, features: Samples, rows: Sequence[Any]) -> Sequence[Any]:
+            german = listener._tokenizer("de").language
+            if any(german in row.prompt for row in rows):
+                raise ValueError("no German today")
+            return counting(listener, features, rows)
+
+        monkeypatch.setattr(Listener, "_run", run)
+        outcomes = await instance(asked)
+    assert [comparable(outcomes[0]), comparable(outcomes[2])] == [alone[0], alone[2]]
+    assert isinstance(outcomes[1], EngineFailure)
+    assert outcomes[1].code is ErrorCode.ASR_FAILED
+
+
+@pytest.mark.parametrize("token", ["<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>", "<|nospeech|>"])
+async def test_words_that_look_like_whispers_own_tokens_are_words(model: Path, speech: Samples, token: str) -> None:
+    def special(listener: Listener, row: Any) -> list[int]:
+        return [number for number in row.prompt if number >= listener._tokenizer("en").eot]
+
+    seen: list[list[int]] = []
+    async with whisper(model).open(OFFLOAD) as instance:
+        real = Listener._row
+
+        def row(listener: Listener, clip: Any, samples: Samples) -> Any:
+            made = real(listener, clip, samples)
+            seen.append(special(listener, made))
+            return made
+
+        with pytest.MonkeyPatch.context() as watching:
+            watching.setattr(Listener, "_row", row)
+            await instance([AsrRequest(speech, "en", hints=("Madrid",), previous_text="mo so")])
+            await instance([AsrRequest(speech, "en", hints=(token, f"<<||{token}"), previous_text=f"mo {token} so")])
+    assert seen[0] == seen[-1]
 
 
 async def test_streams_that_wait_are_heard_together(model: Path, speech: Samples, batches: list[int]) -> None:
