@@ -59,14 +59,14 @@ class Server:
     """One server. `run` it once.
 
     Attributes:
-        models: the engines; see `Models.build`.
+        models: the engines; None until `run` has built those of the settings, where none are given.
         status: what /health says.
         port: where workers connect, once listening.
         stop: set it to make `run` drain and return.
     """
 
     settings: Settings
-    models: Models
+    models: Models | None = None
     metrics: Metrics = field(factory=Metrics)
     identity: Identity = field(factory=real_identity)
     offload: Offload | None = None
@@ -77,18 +77,17 @@ class Server:
     _gateway: Gateway | None = field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen, load the models, report the port when healthy, serve until `stop` and drain.
+        """Listen, build and load the models, report the port when healthy, serve until `stop` and drain.
 
         Raises:
             ConfigError: the certificate or its key cannot be used.
-            EngineUnavailable: a model cannot be loaded.
+            EngineUnavailable: a model cannot run here, or not be loaded.
             OSError: the port is taken.
         """
         settings = self.settings
         tls = server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         self._started_at = trio.current_time()
         offload = self.offload or thread_offload(threads_needed(settings))
-        engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
         listeners = await _listen(settings.port, settings.host)
         self.port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as pools:
@@ -96,16 +95,16 @@ class Server:
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as sessions:
                     self._gateway = gateway = Gateway(
-                        settings=settings,
-                        engines=engines,
-                        metrics=self.metrics,
-                        identity=self.identity,
-                        sessions=sessions,
+                        settings=settings, metrics=self.metrics, identity=self.identity, sessions=sessions
                     )
                     engine = await self._open_doors(connections, listeners, gateway, tls)
                     log.info("listening", host=settings.host, port=self.port, tls=tls is not None)
+                    if self.models is None:
+                        # It imports libraries, which takes seconds, and asks programs what they can do.
+                        self.models = await offload(Models.build, settings)
+                    engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
                     await pools.start(engines.run)
-                    gateway.open()
+                    gateway.open(engines)
                     self.status = Status.HEALTHY
                     log.info("healthy", engines=self._engine_names(), port=self.port)
                     task_status.started(self.port)
@@ -165,6 +164,8 @@ class Server:
         )
 
     def _engine_names(self) -> dict[str, str]:
+        if self.models is None:
+            return {}
         return {
             "asr": self.models.asr.name,
             "translation": self.models.translation.name,
@@ -228,7 +229,7 @@ async def serve(settings: Settings) -> bool:
         EngineUnavailable: a model cannot run here.
         OSError: the port is taken.
     """
-    server = Server(settings, Models.build(settings))
+    server = Server(settings)
     in_order = False
     async with trio.open_nursery() as root:
         await root.start(_watch_signals, server, root.cancel_scope)

@@ -33,7 +33,7 @@ from protocol.dubbing import (
 from protocol.errors import ErrorCode, PayloadError
 
 from ..config import Settings
-from ..engines.suite import EngineSuite
+from ..engines.suite import EngineSuite, Models
 from ..observe.metrics import Metrics
 from ..observe.throttle import Throttle
 from ..stream.session import Identity, StreamSession
@@ -80,13 +80,12 @@ class Gateway:
         self,
         *,
         settings: Settings,
-        engines: EngineSuite,
         metrics: Metrics,
         identity: Identity,
         sessions: trio.Nursery,
     ) -> None:
         self._settings = settings
-        self._engines = engines
+        self._engines: EngineSuite | None = None  # until it is opened
         self._metrics = metrics
         self._identity = identity
         self._sessions = sessions
@@ -108,8 +107,9 @@ class Gateway:
     def active_streams(self) -> int:
         return len(self._links)
 
-    def open(self) -> None:
-        """Let workers in."""
+    def open(self, engines: EngineSuite) -> None:
+        """Let workers in: their streams go through `engines`."""
+        self._engines = engines
         self._closed_because = None
 
     # ---------------------------------------------------------------- what connections report
@@ -177,12 +177,13 @@ class Gateway:
     def _init(self, peer: Peer, init: StreamInit) -> ServerEvent:
         if self._closed_because is not None:
             raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, self._closed_because)
+        assert self._engines is not None, "it is open"
         old = self._links.get(init.stream_id)
         if init.resume is not None:
             return self._resume(peer, init, old)
         if old is not None and old.session.worker_id != init.worker_id:
             raise _refusal(ErrorCode.STREAM_EXISTS, "another worker holds this stream_id")
-        self._check_engines(init)
+        _check_models(self._engines.models, init)
         if old is None and len(self._links) >= self._settings.max_concurrent_streams:
             raise _refusal(
                 ErrorCode.TOO_MANY_STREAMS,
@@ -220,22 +221,6 @@ class Gateway:
             raise _refusal(ErrorCode.STREAM_NOT_FOUND, "no such session to resume: start afresh")
         link.peer = peer  # a connection that is half dead loses the stream to its successor
         return link.session.attach(_PeerOutlet(peer), init.resume.next_sequence_number)
-
-    def _check_engines(self, init: StreamInit) -> None:
-        models, config = self._engines.models, init.config
-        source, target = config.source_language, config.target_language
-        for supported, reason in (
-            (models.asr.supports(source), f"{models.asr.name} does not transcribe {source}"),
-            (models.translation.supports(source, target), f"{models.translation.name} has no pair {source}-{target}"),
-            (models.tts.supports(target), f"{models.tts.name} does not speak {target}"),
-        ):
-            if not supported:
-                raise _refusal(ErrorCode.UNSUPPORTED_LANGUAGE, reason)
-        if not models.tts.has_voice(config.voice_profile, target):
-            raise _refusal(
-                ErrorCode.INVALID_VOICE_PROFILE,
-                f"config.voice_profile: {models.tts.name} has no voice {config.voice_profile!r} for {target}",
-            )
 
     def _fragment(self, peer: Peer, data: FragmentData) -> ServerEvent:
         session = self._find(peer, data.stream_id)
@@ -341,6 +326,23 @@ class Gateway:
             del self._completed[peer.id]
             if not self._links_of(peer):
                 peer.close()
+
+
+def _check_models(models: Models, init: StreamInit) -> None:
+    config = init.config
+    source, target = config.source_language, config.target_language
+    for supported, reason in (
+        (models.asr.supports(source), f"{models.asr.name} does not transcribe {source}"),
+        (models.translation.supports(source, target), f"{models.translation.name} has no pair {source}-{target}"),
+        (models.tts.supports(target), f"{models.tts.name} does not speak {target}"),
+    ):
+        if not supported:
+            raise _refusal(ErrorCode.UNSUPPORTED_LANGUAGE, reason)
+    if not models.tts.has_voice(config.voice_profile, target):
+        raise _refusal(
+            ErrorCode.INVALID_VOICE_PROFILE,
+            f"config.voice_profile: {models.tts.name} has no voice {config.voice_profile!r} for {target}",
+        )
 
 
 def _refusal(code: ErrorCode, reason: str) -> PayloadError:

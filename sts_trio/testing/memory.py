@@ -122,10 +122,8 @@ async def memory_server(models: Models | None = None, settings: Settings | None 
     async with trio.open_nursery() as pools:
         await pools.start(engines.run)
         async with trio.open_nursery() as sessions:
-            gateway = Gateway(
-                settings=settings, engines=engines, metrics=metrics, identity=counting_identity(), sessions=sessions
-            )
-            gateway.open()
+            gateway = Gateway(settings=settings, metrics=metrics, identity=counting_identity(), sessions=sessions)
+            gateway.open(engines)
             yield MemoryServer(gateway, engines, metrics)
             sessions.cancel_scope.cancel()
         pools.cancel_scope.cancel()

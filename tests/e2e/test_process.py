@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,34 @@ def test_the_drain_timeout_bounds_the_drain_and_every_fragment_has_its_result(tm
     with server_process(tmp_path / "log", DRAIN_TIMEOUT_S="1") as server:
         asyncio.run(scenario(server.port, server.process))
         assert server.process.wait(20) == 0
+
+
+def test_while_it_starts_it_listens_and_sigterm_ends_it(tmp_path: Path) -> None:
+    """A program that it asks what it can do takes seconds to answer, as the import of a large library does."""
+    slow = tmp_path / "espeak-ng"
+    slow.write_text("#!/bin/sh\nsleep 3\n")
+    slow.chmod(0o755)
+    port = free_port()
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STS_HOST": "127.0.0.1", "STS_PORT": str(port)}
+    command = [sys.executable, "-m", "sts_trio", "serve", "--profile", "embedded"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        while b"listening" not in (tmp_path / "log").read_bytes():
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(urllib.error.HTTPError) as starting:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+        with starting.value as answer:
+            assert (answer.code, answer.read()) == (503, b'{"status":"starting"}')
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 1
+    finally:
+        process.kill()
+        process.wait()
+    lines = (tmp_path / "log").read_text()
+    assert '"event":"signal"' in lines
+    assert "Traceback" not in lines
 
 
 def refused_to_start(**environment: str) -> str:

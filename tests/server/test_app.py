@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import trio
 
 from sts_trio.config import Settings
 from sts_trio.engines.base import EngineUnavailable
+from sts_trio.engines.suite import Models
+from sts_trio.offload import thread_offload
 from sts_trio.server.app import Server
 from sts_trio.server.http import Status
 from sts_trio.testing.engines import ScriptedAsr, scripted_models
@@ -57,6 +61,42 @@ async def test_health_says_starting_until_the_engines_are_warm() -> None:
         assert status == 200
         assert b"sts_fragments_in_flight 0.0" in body
         server.stop.set()
+
+
+async def test_models_are_built_while_health_says_starting_and_off_the_event_loop() -> None:
+    threads = thread_offload(4)
+    gate, built_in = trio.Event(), []
+
+    async def offload(function: Callable[..., Any], /, *args: object) -> Any:
+        if function != Models.build:
+            return await threads(function, *args)
+        await gate.wait()
+
+        def build() -> Any:
+            built_in.append(threading.current_thread())
+            return scripted_models()
+
+        return await threads(build)
+
+    server = Server(local(), offload=offload)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        while not server.port:  # noqa: ASYNC110 - as above
+            await trio.sleep(0.01)
+        assert await get(server.port, "/health") == (503, b'{"status":"starting"}')
+        gate.set()
+        while server.status is Status.STARTING:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        assert json.loads((await get(server.port, "/health"))[1])["engines"]["asr"] == "scripted-asr"
+        server.stop.set()
+    assert built_in
+    assert built_in[0] is not threading.main_thread()
+
+
+async def test_models_that_cannot_run_here_end_the_start() -> None:
+    server = Server(local(asr_model="magic"))
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineUnavailable, match="magic"), flatten_subgroups=True):
+        await server.run()
 
 
 async def test_health_and_metrics_can_have_a_port_of_their_own() -> None:
