@@ -6,6 +6,7 @@ test runs on virtual time (a clock that jumps does not wait for threads).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
@@ -46,3 +47,8 @@ def check_cancelled() -> None:
     """
     if not trio.lowlevel.in_trio_run():
         trio.from_thread.check_cancelled()
+
+
+def available_cores() -> int:
+    """The CPU's cores that this process may use, where the system can tell; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,6 @@ What a loaded model does is in `listener`, what of its answers is believed in `h
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from attrs import frozen
 
 from protocol.errors import ErrorCode
 
+from ..offload import available_cores
 from .base import AsrRequest, EngineFailure, EngineUnavailable, Instance, Offload, Transcript
 from .catalogue import MODELS
 from .gpu import is_out_of_memory, preload_cublas
@@ -55,7 +55,7 @@ class WhisperEngine:
         self.name = name
         self.max_batch = max_batch
         self._folder = folder
-        self._threads = max(1, _cores() // slots)
+        self._threads = max(1, available_cores() // slots)
         self.device = _device(device, ctranslate2.get_cuda_device_count())
         self.compute_type = _compute_type(
             compute_type, self.device, ctranslate2.get_supported_compute_types(self.device)
@@ -126,11 +126,6 @@ class _Instance:
 
     async def __call__(self, batch: Sequence[AsrRequest], /) -> Sequence[Transcript | EngineFailure]:
         return await self._offload(self._listener.hear, batch)
-
-
-def _cores() -> int:
-    # Those that this process may use, where the system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(wanted: str, gpus: int) -> str:

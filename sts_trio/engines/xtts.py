@@ -8,7 +8,6 @@ samples, whatever was spoken before it or is spoken beside it. Speed is changed 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
@@ -21,7 +20,7 @@ from attrs import define, field
 
 from protocol.errors import ErrorCode
 
-from ..offload import check_cancelled
+from ..offload import available_cores, check_cancelled
 from .base import EngineFailure, EngineUnavailable, Instance, Offload, Speech, SpeechRequest, Take, Voice
 from .catalogue import CPML, XTTS_SPEAKERS
 from .gpu import is_out_of_memory
@@ -159,7 +158,7 @@ class XttsEngine:
 
     def threads(self) -> int:
         """The CPU's cores, shared among the open instances; a call sets them, for torch keeps them by thread."""
-        return max(len(os.sched_getaffinity(0)) // max(self._open, 1), 1)
+        return max(available_cores() // max(self._open, 1), 1)
 
 
 @define(eq=False)

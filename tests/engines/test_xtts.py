@@ -483,6 +483,9 @@ def test_slots_share_the_cores(engine: XttsEngine, monkeypatch: pytest.MonkeyPat
                 return [one, engine.threads()]
 
     assert trio.run(open_two) == [8, 4]
+    monkeypatch.delattr("os.sched_getaffinity")  # not every system has it
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert trio.run(open_two) == [6, 3]
 
 
 # ------------------------------------------------------------------------------------------ helpers
