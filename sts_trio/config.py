@@ -14,8 +14,10 @@ from .variables import (
     ConfigError as ConfigError,
 )
 from .variables import (
+    HoldsSecret,
     agreed,
     device,
+    expanded,
     file_path,
     formality,
     glossary_ids,
@@ -185,7 +187,7 @@ class Settings:
     # Models
     models_dir: Path = setting(
         "MODELS_DIR", file_path, Path("~/.cache/sts-trio/models"),
-        "Where `sts-trio models pull` keeps what it downloads.", converter=Path.expanduser,
+        "Where `sts-trio models pull` keeps what it downloads.", converter=expanded,
     )  # fmt: skip
     asr_model: str = setting(
         "ASR_MODEL",
@@ -223,7 +225,11 @@ class Settings:
         "TTS_DEVICE", device, "auto", "auto, cpu or cuda: where XTTS runs; auto takes a GPU where there is one."
     )
     voices_file: Path | None = setting(
-        "VOICES_FILE", file_path, None, "JSON file of the voices of XTTS. Unset: the speakers of its checkpoint."
+        "VOICES_FILE",
+        file_path,
+        None,
+        "JSON file of the voices of XTTS. Unset: the speakers of its checkpoint.",
+        converter=expanded,
     )
     coqui_tos_agreed: bool = setting(
         "COQUI_TOS_AGREED",
@@ -295,7 +301,8 @@ class Settings:
                 try:
                     values[attribute.name] = attribute.metadata["read"](given[name])
                 except ValueError as error:
-                    shown = "a secret" if attribute.metadata["secret"] else repr(given[name])
+                    secret = attribute.metadata["secret"] or isinstance(error, HoldsSecret)
+                    shown = "a secret" if secret else repr(given[name])
                     raise ConfigError(f"{name}: {error}, got {shown}") from None
         settings = cls(**values)
         if (settings.tls_cert is None) != (settings.tls_key is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,10 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A variable that cannot be used; the message names it, what it may be and what it is."""
+
+
+class HoldsSecret(ValueError):
+    """What was given has a secret in it, and is not to be shown."""
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -68,7 +73,12 @@ def printable(text: str) -> str:
 
 
 def file_path(text: str) -> Path:
-    return Path(printable(text)).expanduser()
+    return Path(printable(text))
+
+
+def expanded(path: Path | None) -> Path | None:
+    """With the home directory for ``~``, where the user has one."""
+    return path and Path(os.path.expanduser(path))
 
 
 def formality(text: str) -> str | None:
@@ -94,6 +104,8 @@ def glossary_ids(text: str) -> Mapping[str, str]:
 
 
 def http_url(text: str) -> str:
+    if "@" in text:  # all that is before it may be a password
+        raise HoldsSecret("must be a URL without a user or password")
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
         raise ValueError("must be a URL such as https://api.deepl.com")
     return text.rstrip("/")
@@ -139,7 +151,7 @@ def setting(
     *,
     secret: bool = False,
     alias: str | None = None,
-    converter: Callable[[T], T] | None = None,
+    converter: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of `Settings`.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -108,6 +110,16 @@ def test_paths_are_the_users() -> None:
     settings = Settings.load({"VOICES_FILE": "~/voices.json"})
     assert settings.voices_file == Path.home() / "voices.json"
     assert settings.models_dir == Path.home() / ".cache/sts-trio/models"
+
+
+@pytest.mark.slow
+def test_a_user_without_a_home_directory_can_have_settings() -> None:
+    # A user id that the system does not know, as containers may be started with, and no HOME.
+    code = "import os; from sts_trio.config import Settings; os.setuid(54321); print(Settings.load({}).models_dir)"
+    done = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("only root may become somebody else")
+    assert done.stdout == "~/.cache/sts-trio/models\n", done.stderr
 
 
 def test_certificate_and_key_come_together() -> None:

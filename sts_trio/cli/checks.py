@@ -231,7 +231,9 @@ class Examination:
         tools = "pip install 'sts-trio[gpu]'" if importlib.util.find_spec("pynvml") is None else "see nvidia-smi"
         demands = gpu_demands(self.asr, self.tts, asr_slots=settings.asr_slots, tts_slots=settings.tts_slots)
         needed = sum(demand.slots * demand.bytes_each for demand in demands)
-        if demands and free is None:
+        if not self._is_whisper and not self._is_xtts:
+            yield Finding("GPU", State.OK, f"{seen}; the configured engines need none")
+        elif demands and free is None:
             found = f"the models need about {_gib(needed)} of a GPU, whose free memory cannot be told"
             yield Finding("GPU", State.WARNING, found, tools)
         elif demands:
@@ -241,17 +243,21 @@ class Examination:
                 yield Finding("GPU", State.MISSING, str(error))
             else:
                 yield Finding("GPU", State.OK, f"{seen}; the models need about {_gib(needed)}")
-        elif not self._is_whisper and not self._is_xtts:
-            yield Finding("GPU", State.OK, f"{seen}; the configured engines need none")
         elif free is None:
             found = "none is seen: Whisper and XTTS run on the CPU, where they hardly keep up with a live stream"
             yield Finding("GPU", State.WARNING, found, f"a machine with a GPU and its driver; {tools}")
-        elif self.asr is None or self.tts is None:
-            yield Finding("GPU", State.OK, f"{seen}; what the models need is known when they are here")
         else:
-            found = f"{seen}, and the models run on the CPU, where they hardly keep up with a live stream"
-            remedy = "set ASR_DEVICE=cuda and TTS_DEVICE=cuda to be told why"
-            yield Finding("GPU", State.WARNING, found, remedy)
+            yield Finding("GPU", State.OK, f"{seen}; what the models need of it is told of those that are here")
+        if free is not None:
+            yield from self._without_gpu()
+
+    def _without_gpu(self) -> Iterator[Finding]:
+        """Engines that could use the GPU and do not, as with a library that was built for CPUs."""
+        engines = {"ASR_DEVICE": (self._is_whisper, self.asr), "TTS_DEVICE": (self._is_xtts, self.tts)}
+        for variable, (could, engine) in engines.items():
+            if could and engine is not None and not engine.gpu_memory_bytes:
+                found = f"{engine.name} runs on the CPU, where it hardly keeps up with a live stream"
+                yield Finding(variable, State.WARNING, found, f"set {variable}=cuda to be told why")
 
     def _cublas(self) -> Iterator[Finding]:
         """CTranslate2 asks for it by name when it first multiplies, which is after the server has started."""

@@ -47,7 +47,8 @@ class Stages:
     engines: EngineSuite
     fallback: Fallback
     fitter: SlotFitter = field(factory=SlotFitter)
-    _said_before: str = field(default="", init=False)
+    _last_said: tuple[int, str] = field(default=(-1, ""), init=False)
+    """The number of the fragment that was understood last, and what it said."""
 
     async def decode(self, fragment: Fragment) -> None:
         """The sent audio to samples, at its own rate and at ASR's."""
@@ -60,8 +61,9 @@ class Stages:
         """Samples to a `TranscriptAsset`; an empty transcript where nothing is said."""
         assert fragment.speech is not None
         answer = Transcript("")
-        if not fragment.late:  # what a retry says was said long ago
-            fragment.context, self._said_before = self._said_before, ""  # which stays so where nothing is understood
+        number, said = self._last_said
+        if number == fragment.number - 1:  # what was lost, failed or late leaves a hole in what is known
+            fragment.context = said
         if fragment.speech.size:
             request = AsrRequest(
                 samples=fragment.speech,
@@ -79,8 +81,8 @@ class Stages:
             transcript=transcript,
             segments=answer.segments,
         )
-        if not fragment.late:
-            self._said_before = transcript[-MAX_CONTEXT_CHARACTERS:]
+        if not fragment.late:  # what a retry says was said long ago
+            self._last_said = fragment.number, transcript[-MAX_CONTEXT_CHARACTERS:]
 
     async def translate(self, fragment: Fragment) -> None:
         """Transcript to a `TextAsset`; an empty one without asking anybody where nothing was said."""

@@ -316,13 +316,14 @@ def test_a_gpu_whose_memory_cannot_be_told(gpu: FakeNvml, monkeypatch: pytest.Mo
     assert finding["remedy"] == ("see nvidia-smi" if installed else "pip install 'sts-trio[gpu]'")
 
 
-def test_a_gpu_that_nothing_runs_on(gpu: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "build_asr", lambda settings: ScriptedAsr())
+def test_an_engine_beside_a_gpu_is_told_of(gpu: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "build_tts", lambda settings: ScriptedTts())
-    finding = found("--profile", "production")["GPU"]
-    assert finding["state"] == "warning"
-    assert "the models run on the CPU" in finding["found"]
-    assert "ASR_DEVICE=cuda" in finding["remedy"]
+    findings = found("--profile", "production")
+    assert findings["GPU"]["state"] == "ok"
+    assert "ASR_DEVICE" not in findings
+    assert findings["TTS_DEVICE"]["state"] == "warning"
+    assert "scripted-tts runs on the CPU" in findings["TTS_DEVICE"]["found"]
+    assert "TTS_DEVICE=cuda" in findings["TTS_DEVICE"]["remedy"]
 
 
 @pytest.mark.parametrize("there", [True, False])

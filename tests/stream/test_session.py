@@ -123,6 +123,19 @@ async def test_after_a_failure_nothing_is_known_of_what_was_said_before(autojump
     assert [request.previous_text for request in asr.requests] == ["", "one", "", "three"]
 
 
+async def test_what_was_said_before_a_hole_is_not_what_was_said_before(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr()
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        undecodable = fragment(1)
+        undecodable["audio"] |= {"format": "wav"}
+        await worker.say("fragment:data", undecodable)
+        await send(worker, 2, 3)
+        await worker.wait_for("fragment:processed", 4)
+    assert [request.previous_text for request in asr.requests] == ["", "", "hello"]
+
+
 async def test_who_of_several_translated_is_told(autojump_clock: MockClock) -> None:
     said = iter((Translation("uno", model="first"), Translation("dos", model="second"), Translation("tres")))
     translation = ScriptedTranslation(name="first,second", script=lambda _: Step(next(said)))
