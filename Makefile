@@ -15,7 +15,8 @@ $(if $(filter-out embedded production,$(PROFILE)),$(error PROFILE=$(PROFILE): th
 
 # What is installed, as extras of pyproject.toml: a demo needs little, the tests all that is not left out.
 PRODUCTION := asr translation tts
-TO_RUN := $(if $(filter production,$(PROFILE)),$(PRODUCTION),embedded)
+GPU := $(if $(shell command -v nvidia-smi),gpu)
+TO_RUN := $(if $(filter production,$(PROFILE)),$(PRODUCTION) $(GPU),embedded)
 TO_TEST := embedded $(filter-out $(WITHOUT),$(PRODUCTION)) test
 
 space := $(subst ,, )

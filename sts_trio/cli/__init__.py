@@ -21,9 +21,20 @@ def load_settings(profile: str | None) -> Settings:
         raise click.ClickException(str(error)) from None
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> str:
-    """What to tell a person of a group: the first error in it, however deep."""
-    error: BaseException = group
+def innermost(error: BaseException) -> BaseException:
+    """Of a group the first error in it, however deep."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error)
+    return error
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> str:
+    """What to tell a person of a group."""
+    return str(innermost(group))
+
+
+def cannot_run(error: BaseExceptionGroup[BaseException], profile: str | None) -> str:
+    """What to tell a person whose engines cannot run here, and where to look further."""
+    doctor = f"sts-trio doctor --profile {profile}" if profile else "sts-trio doctor"
+    told = f"{first_error(error)}\n`{doctor}` shows all that is missing."
+    return told if profile else f"{told} `--profile embedded` has engines that need no key, model or GPU."

@@ -33,7 +33,7 @@ from ..engines.suite import gpu_demands, threads_needed
 from ..observe import gpu
 from ..offload import thread_offload
 from ..server.tls import server_context
-from . import first_error
+from . import first_error, innermost
 
 KEY_TIMEOUT_S: Final = 3.0
 """What DeepL is given to say whether it takes the key."""
@@ -114,7 +114,8 @@ class Examination:
             try:
                 yield from check()
             except Exception as error:  # noqa: BLE001 - the table is for when nobody knows what is wrong
-                why = f"could not be checked: {type(error).__name__}: {error}"
+                cause = innermost(error)
+                why = f"could not be checked: {type(cause).__name__}: {cause}"
                 yield Finding(subject, State.MISSING, why, "the server would probably fail here, too")
 
     # ---------------------------------------------------------------------------------------- what is installed

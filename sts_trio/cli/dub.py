@@ -14,7 +14,7 @@ import trio
 from attrs import evolve, frozen
 
 from ..config import Settings
-from . import first_error, load_settings, profile_option
+from . import cannot_run, load_settings, profile_option
 
 if TYPE_CHECKING:
     from protocol.dubbing import FragmentProcessed, StreamConfig
@@ -37,6 +37,7 @@ class Options:
     source: Path
     output: Path
     url: str | None
+    profile: str | None
     config: StreamConfig
     cut: str
     token: str | None
@@ -115,7 +116,7 @@ def dub(
     try:
         settings = load_settings(profile)
         files.check_output(output, source)
-        models = _find_server(settings, url, token)  # first: to decode a long file takes minutes
+        models = _find_server(settings, profile, url, token)  # first: to decode a long file takes minutes
         media = files.read_media(source)
     except files.MediaError as error:
         raise click.ClickException(str(error)) from None
@@ -124,7 +125,7 @@ def dub(
         click.echo(f"{source}: {media.damaged_packets} damaged packets were left out", err=True)
 
     config = StreamConfig(spoken, target, voice, fragment_ms, media.rate_hz, media.samples.shape[1], format)
-    options = Options(source, output, url, config, cut, token, max_inflight, timeout_ms)
+    options = Options(source, output, url, profile, config, cut, token, max_inflight, timeout_ms)
     if cut == "fixed":
         slots = cutting.cut_fixed(cutting.length_ms(len(media.samples), media.rate_hz), fragment_ms)
     else:
@@ -143,11 +144,11 @@ def dub(
 # ---------------------------------------------------------------------------------------------- the work
 
 
-def _find_server(settings: Settings, url: str | None, token: str | None) -> Models | None:
+def _find_server(settings: Settings, profile: str | None, url: str | None, token: str | None) -> Models | None:
     """The models of the server that is to be started, which can run here; None where there is a server at `url`."""
     from ..engines.suite import Models
 
-    with _told():
+    with _told(profile):
         if url is None:
             return Models.build(settings)
         trio.run(_greet, url, token)
@@ -164,7 +165,7 @@ async def _greet(url: str, token: str | None) -> None:
 
 
 def _run(settings: Settings, models: Models | None, options: Options, media: Media, slots: list[Slot]) -> Dub:
-    with _told():
+    with _told(options.profile):
         if options.url is not None:
             return trio.run(_dub, options.url, options, media, slots)
         assert models is not None, "there is either a server or what one is made of"
@@ -172,7 +173,7 @@ def _run(settings: Settings, models: Models | None, options: Options, media: Med
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(profile: str | None) -> Iterator[None]:
     """What can be expected to go wrong, as what a person is told of it."""
     from ..client.connection import DubbingError, first_failure
     from ..engines.base import EngineUnavailable  # here: child processes of engines import this module, too
@@ -184,7 +185,7 @@ def _told() -> Iterator[None]:
         failure = first_failure(group)
         trouble = f"{failure}{_remedy(failure)}"
     except* EngineUnavailable as group:
-        trouble = first_error(group)
+        trouble = cannot_run(group, profile)
     except* KeyboardInterrupt:
         trouble = "interrupted: nothing was written"
     if trouble is not None:

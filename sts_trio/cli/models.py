@@ -94,7 +94,7 @@ def check(names: tuple[str, ...], profile: str | None) -> None:
 
     By default all models that are here, and those that ASR_MODEL and TTS_MODEL name. Exits with 1 if one differs.
     """
-    from ..engines.catalogue import MODELS, Presence, configured_models, presence
+    from ..engines.catalogue import MODELS, Presence, configured_models, how_to_pull, presence
     from ..engines.download import check as differences
 
     settings = load_settings(profile)
@@ -105,17 +105,17 @@ def check(names: tuple[str, ...], profile: str | None) -> None:
         wanted = list({model.name: model for model in (*used, *present)}.values())
     if not wanted:
         click.echo(f"no model in {settings.models_dir}")
-    bad = []
+    repairs = []
     for model in wanted:
         problems = differences(model, settings.models_dir)
         for problem in problems:
             click.echo(f"{model.name}: {problem}")
         if problems:
-            bad.append(model.name)
+            repairs.append(how_to_pull(model, settings.models_dir / model.name))
         else:
             click.echo(f"{model.name}: complete and unchanged")
-    if bad:
-        raise click.ClickException(f"`sts-trio models pull {' '.join(bad)}` brings what is missing")
+    if repairs:
+        raise click.ClickException(f"this brings what is missing: {', '.join(repairs)}")
 
 
 def _named(names: Iterable[str]) -> list[DownloadableModel]:

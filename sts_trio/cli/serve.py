@@ -8,7 +8,7 @@ import click
 import trio
 
 from ..config import ConfigError
-from . import first_error, load_settings, profile_option
+from . import cannot_run, first_error, load_settings, profile_option
 
 
 @click.command()
@@ -30,10 +30,7 @@ def serve(profile: str | None) -> None:
     except* ConfigError as unusable:
         trouble = first_error(unusable)
     except* EngineUnavailable as unavailable:
-        doctor = f"sts-trio doctor --profile {profile}" if profile else "sts-trio doctor"
-        trouble = f"{first_error(unavailable)}\n`{doctor}` shows all that is missing."
-        if profile is None:
-            trouble += " `--profile embedded` has engines that need no key, model or GPU."
+        trouble = cannot_run(unavailable, profile)
     except* EngineLost as lost:
         trouble = f"{first_error(lost)}: start the server again"
     except* OSError as unusable:

@@ -20,10 +20,17 @@ import structlog
 from attrs import define, evolve
 
 from protocol.dubbing import ErrorEvent, FragmentData, FragmentError, FragmentProcessed, StageTimings
-from protocol.errors import Stage
+from protocol.errors import ErrorCode, Stage
 
 MAX_ATTEMPTS: Final = 3
 """How often a fragment is processed before its failure counts."""
+
+MAX_ATTEMPTS_IN_OUTAGES: Final = 10
+"""The same where somebody is down, and will be back: over half a minute, beyond any circuit breaker's first tries."""
+
+OUTAGES: Final = frozenset(
+    {ErrorCode.NETWORK_ERROR, ErrorCode.TEMPORARY_UNAVAILABLE, ErrorCode.RATE_LIMIT_EXCEEDED, ErrorCode.GPU_OOM}
+)
 
 MAX_REFUSALS: Final = 20
 """How often a fragment is refused for now before that counts as its failure."""
@@ -122,7 +129,7 @@ class Fragments:
         if result.status == "failed" and result.error is not None and result.error.retryable:
             if fragment.due is not None:  # the failure we know already, sent again
                 return True
-            if fragment.attempts < MAX_ATTEMPTS:
+            if fragment.attempts < (MAX_ATTEMPTS_IN_OUTAGES if result.error.code in OUTAGES else MAX_ATTEMPTS):
                 fragment.due = now + backoff_s(fragment.attempts - 1)
                 fragment.attempts += 1
                 return True

@@ -177,11 +177,14 @@ def _decode(
 
 
 def check_output(path: Path, source: Path) -> None:
-    """Find out before the work, not after it, that its result cannot be written.
+    """Find out before the work, not after it, that there is nothing to work on, or its result cannot be written.
 
     Raises:
-        MediaError: no such kind of file, no such folder, it is `source` itself, or it cannot hold `source`'s pictures.
+        MediaError: there is no `source`, no such kind of file, no such folder, it is `source` itself, or it cannot
+            hold `source`'s pictures.
     """
+    if not source.exists():
+        raise MediaError(f"{source}: No such file or directory")
     if path.suffix.lower() not in _KINDS:
         raise MediaError(f"{path}: its name must end in one of {' '.join(_KINDS)}")
     if path.is_dir():

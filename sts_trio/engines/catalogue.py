@@ -12,7 +12,7 @@ from attrs import frozen
 
 from ..config import Settings
 from .base import EngineUnavailable
-from .manifest import Manifest, ManifestError
+from .manifest import MANIFEST, Manifest, ManifestError
 
 WHISPER_FILES: Final = ("config.json", "model.bin", "tokenizer.json")
 """What every Whisper model that was converted for CTranslate2 has; a vocabulary in one of two formats comes with it."""
@@ -129,7 +129,7 @@ def find_model(variable: str, name: str, models_dir: Path, required: Sequence[st
     """
     if name in MODELS:
         folder, required = models_dir / name, MODELS[name].required
-        remedy = f"sts-trio models pull {name}"
+        remedy = how_to_pull(MODELS[name], folder)
     else:
         folder = Path(name).expanduser()
         remedy = f"{variable} must be a folder with {', '.join(required)}"
@@ -148,6 +148,19 @@ def find_model(variable: str, name: str, models_dir: Path, required: Sequence[st
     for misfit in manifest.misfits(folder) if manifest else ():
         raise EngineUnavailable(f"{variable}={name}: {misfit}: {remedy}")
     return folder
+
+
+def how_to_pull(model: DownloadableModel, folder: Path) -> str:
+    """The command that brings a model to `folder`, or brings it there again."""
+    agreed = "COQUI_TOS_AGREED=1 " if model.must_agree else ""
+    by_hand = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists()
+    return f"{agreed}sts-trio models pull {model.name}{' --force' if by_hand else ''}"
+
+
+def how_to_repair(folder: Path) -> str:
+    """What helps against a model in `folder` that cannot be loaded."""
+    model = MODELS.get(folder.name)
+    return "convert or copy it again" if model is None else how_to_pull(model, folder)
 
 
 def is_path(name: str) -> bool:

@@ -18,7 +18,7 @@ from protocol.errors import ErrorCode
 
 from ..offload import available_cores
 from .base import AsrRequest, EngineFailure, EngineUnavailable, Instance, Offload, Transcript
-from .catalogue import MODELS
+from .catalogue import how_to_repair
 from .gpu import is_out_of_memory, preload_cublas
 from .listener import Listener, whisper_code
 
@@ -112,9 +112,8 @@ class WhisperEngine:
                     f"ASR_MODEL={self.name}: CTranslate2 lacks a library of CUDA ({error}): "
                     "pip install 'sts-trio[gpu]', or set ASR_DEVICE=cpu"
                 ) from error
-            remedy = f"sts-trio models pull {self.name}" if self.name in MODELS else "convert or copy it again"
             raise EngineUnavailable(
-                f"ASR_MODEL: the model in {self._folder} cannot be loaded ({error}): {remedy}"
+                f"ASR_MODEL: the model in {self._folder} cannot be loaded ({error}): {how_to_repair(self._folder)}"
             ) from error
         return listener
 

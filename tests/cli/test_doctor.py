@@ -336,7 +336,7 @@ def test_the_multiplications_of_ctranslate2(gpu: FakeNvml, monkeypatch: pytest.M
     finding = found("--profile", "production")["cuBLAS 12"]
     assert finding["state"] == ("ok" if there else "missing")
     if not there:
-        assert "libcublas.so.12" in finding["found"]
+        assert "libcublas" in finding["found"]  # or libcublasLt, which it needs, where the package is installed
         assert "pip install 'sts-trio[gpu]'" in finding["remedy"]
 
 

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ErrorCode
-from sts_trio.client.fragments import LONGEST_DELAY_S, MAX_ATTEMPTS, MAX_REFUSALS, Fragments, backoff_s
+from sts_trio.client.fragments import (
+    LONGEST_DELAY_S,
+    MAX_ATTEMPTS,
+    MAX_ATTEMPTS_IN_OUTAGES,
+    MAX_REFUSALS,
+    Fragments,
+    backoff_s,
+)
 
 from .fake_server import dubbed, failed, fragment, refused
 
@@ -42,16 +49,25 @@ def test_a_fragment_counts_until_its_result_is_applied(two: Fragments) -> None:
     assert two.take() is None
 
 
-def test_what_may_pass_is_due_again_later_and_not_for_ever(two: Fragments) -> None:
-    for attempt in range(1, MAX_ATTEMPTS):
-        two.on_result(failed(fragment(0), ErrorCode.TIMEOUT), 10.0 * attempt)
+@pytest.mark.parametrize(
+    ("code", "attempts"),
+    [
+        (ErrorCode.TIMEOUT, MAX_ATTEMPTS),
+        (ErrorCode.INTERNAL_ERROR, MAX_ATTEMPTS),
+        (ErrorCode.NETWORK_ERROR, MAX_ATTEMPTS_IN_OUTAGES),
+        (ErrorCode.TEMPORARY_UNAVAILABLE, MAX_ATTEMPTS_IN_OUTAGES),
+    ],
+)
+def test_what_may_pass_is_due_again_later_and_not_for_ever(two: Fragments, code: ErrorCode, attempts: int) -> None:
+    for attempt in range(1, attempts):
+        two.on_result(failed(fragment(0), code), 10.0 * attempt)
         assert two.take() is None
         due = two.next_due(10.0 * attempt)
         assert due is not None
         assert 0 < due[0] - 10.0 * attempt <= LONGEST_DELAY_S
-        two.on_result(failed(fragment(0), ErrorCode.TIMEOUT), 10.0 * attempt)  # said twice: no attempt of its own
+        two.on_result(failed(fragment(0), code), 10.0 * attempt)  # said twice: no attempt of its own
         assert send_all(two, 10.0 * attempt + LONGEST_DELAY_S) == [0]
-    two.on_result(failed(fragment(0), ErrorCode.TIMEOUT), 100.0)
+    two.on_result(failed(fragment(0), code), 10.0 * attempts)
     assert (result := two.take()) is not None
     assert result.status == "failed"
 

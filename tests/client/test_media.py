@@ -306,7 +306,8 @@ def test_outputs_that_cannot_be_written_are_known_before_the_work(tmp_path: Path
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "link.wav").symlink_to(source)
     check_output(tmp_path / "new.wav", source)
-    check_output(source, tmp_path / "missing.wav")  # whoever reads it will say that it is not there
+    with pytest.raises(MediaError, match=r"missing\.wav: No such file"):
+        check_output(source, tmp_path / "missing.wav")
     for name, why in [
         ("a.wav", "the input"),
         ("link.wav", "the input"),
