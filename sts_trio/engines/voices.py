@@ -95,7 +95,7 @@ def read_reference(file: Path, voice: FileVoice) -> Samples:
     assert path is not None
 
     def refusal(why: str) -> EngineUnavailable:
-        return _refusal(file, voice.id, "reference", f"{path} {why}")
+        return voice_unusable(file, voice.id, "reference", f"{path} {why}")
 
     if not path.is_file():
         raise refusal("does not exist")
@@ -117,9 +117,14 @@ def read_reference(file: Path, voice: FileVoice) -> Samples:
     return audio.resample(mono, rate_hz, REFERENCE_RATE_HZ)
 
 
+def voice_unusable(file: Path, voice: str, field: str, why: str) -> EngineUnavailable:
+    """What is wrong with a voice of `file`, by its id and field."""
+    return EngineUnavailable(f"VOICES_FILE={file}: voice {voice!r}: {field}: {why}")
+
+
 def _voice(file: Path, id_: str, entry: Any, languages: Collection[str], speakers: Collection[str]) -> FileVoice:
     def refusal(field: str, why: str) -> EngineUnavailable:
-        return _refusal(file, id_, field, why)
+        return voice_unusable(file, id_, field, why)
 
     if not id_.strip() or not id_.isprintable():
         raise refusal("id", "must be printable and not empty")
@@ -144,10 +149,6 @@ def _voice(file: Path, id_: str, entry: Any, languages: Collection[str], speaker
         raise refusal("speaker", f"the checkpoint has no {speaker!r}; it has {known}")
     path = None if reference is None else file.parent / Path(reference).expanduser()
     return FileVoice(id_, language, speaker, path, entry.get("description", ""))
-
-
-def _refusal(file: Path, voice: str, field: str, why: str) -> EngineUnavailable:
-    return EngineUnavailable(f"VOICES_FILE={file}: voice {voice!r}: {field}: {why}")
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

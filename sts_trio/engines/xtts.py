@@ -7,7 +7,6 @@ samples, whatever was spoken before it or is spoken beside it. Speed is changed 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
@@ -21,20 +20,23 @@ from attrs import define, field
 from protocol.errors import ErrorCode
 
 from ..offload import available_cores, check_cancelled
-from .base import EngineFailure, EngineUnavailable, Instance, Offload, Speech, SpeechRequest, Take, Voice
+from .base import EngineFailure, EngineLost, EngineUnavailable, Instance, Offload, Speech, SpeechRequest, Take, Voice
 from .catalogue import CPML, XTTS_SPEAKERS
-from .gpu import is_out_of_memory
+from .gpu import is_device_lost, is_out_of_memory
 from .languages import language_code
-from .voices import DEFAULT, FileVoice, read_reference, read_voices
+from .voices import DEFAULT, FileVoice, read_reference, read_voices, voice_unusable
 from .xtts_audio import join, trim
 from .xtts_library import (
+    OUT_OF_MEMORY_REMEDY,
     PACKAGES,
     Latents,
+    brief,
+    can_be_read,
     check_vocabulary,
     import_library,
     load_model,
     pick_device,
-    read_languages,
+    read_configuration,
     read_speakers,
 )
 from .xtts_model import Prompt, XttsModel
@@ -83,18 +85,15 @@ class XttsEngine:
         self.device = pick_device(self.device)
         if self.device == "cuda":
             self.gpu_memory_bytes = (self.folder / "model.pth").stat().st_size + WORK_BYTES
-        self._languages = [
-            language
-            for language in read_languages(self.folder)
-            if language not in PACKAGES or importlib.util.find_spec(PACKAGES[language])
-        ]
+        checkpoint = read_configuration(self.folder)
+        self._languages = [language for language in checkpoint.languages if can_be_read(language)]
         if not self._languages:
             raise EngineUnavailable(
                 f"{self.folder / 'config.json'} has none of the languages that can be read here: pip install "
                 f"{' '.join(PACKAGES.values())} for some, or sts-trio models pull coqui-xtts-v2"
             )
         check_vocabulary(self.folder)
-        self._speakers = read_speakers(self.folder)
+        self._speakers = read_speakers(self.folder, checkpoint)
         file_voices: Sequence[FileVoice] = ()
         if self.voices_file is not None:
             file_voices = read_voices(self.voices_file, languages=self._languages, speakers=self._speakers)
@@ -181,12 +180,15 @@ class Synthesizer:
         learnt = {}
         for voice in engine._file_voices.values():
             if voice.reference is not None and engine.voices_file is not None:
-                learnt[voice.id] = model.learn(read_reference(engine.voices_file, voice))
+                learnt[voice.id] = _learn(model, engine.voices_file, voice)
         synthesizer = cls(engine, model, learnt)
+        if "ja" in engine._languages:
+            model.read("1", "ja")  # it opens a dictionary, and keeps all others from reading meanwhile
         language = "en" if "en" in engine._languages else engine._languages[0]
         ready = synthesizer.answer(SpeechRequest("1, 2, 3.", language, DEFAULT))
         if isinstance(ready, EngineFailure):
-            raise EngineUnavailable(f"{engine.folder} is loaded and cannot speak: {ready}")
+            remedy = f": {OUT_OF_MEMORY_REMEDY}" if ready.code is ErrorCode.GPU_OOM else ""
+            raise EngineUnavailable(f"{engine.folder} is loaded and cannot speak: the warm-up failed: {ready}{remedy}")
         return synthesizer
 
     def close(self) -> None:
@@ -195,13 +197,19 @@ class Synthesizer:
         self._free()
 
     def answer(self, request: SpeechRequest) -> Speech | EngineFailure:
-        """Speak; what goes wrong is the request's own and leaves nothing behind."""
+        """Speak; what goes wrong is the request's own and leaves nothing behind.
+
+        Raises:
+            EngineLost: the GPU is of no use any more.
+        """
         _set_threads(self._engine)
         try:
             return self._speak(request)
         except EngineFailure as refusal:
             return refusal
         except _FAILURES as error:
+            if is_device_lost(error):
+                raise EngineLost(f"the GPU cannot be used by this process any more: {brief(error)}") from error
             out_of_memory = is_out_of_memory(error)
             message = f"speech synthesis failed: {type(error).__name__}: {error}"
             log.warning("tts_failed", model=self._engine.name, reason=message, exc_info=not out_of_memory)
@@ -241,9 +249,9 @@ class Synthesizer:
         rate = min(max(request.rate, slowest), fastest)
         rate_hz = self._model.sample_rate_hz
         sounds = [trim(self._model.sound(part, latents, rate), rate_hz) for part in parts]
-        if not any(map(len, sounds)):
-            raise EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, "the model said nothing")
         samples = join(sounds, [pause_ms / rate for _, pause_ms in prompts], rate_hz)
+        if not len(samples):
+            raise EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, "the model said nothing")
         return Speech(samples, rate_hz, _one_take(parts))
 
     def _latents(self, voice: str | FileVoice) -> Latents:
@@ -279,6 +287,20 @@ class Synthesizer:
             # It is for the duration rule to say whether that is still of use.
             log.warning("tts_cut_short", model=self._engine.name, characters=len(prompt.spoken), codes=len(take))
         return take
+
+
+def _learn(model: XttsModel, file: Path, voice: FileVoice) -> Latents:
+    """
+    Raises:
+        EngineUnavailable: the voice cannot be learnt.
+    """
+    recording = read_reference(file, voice)
+    try:
+        return model.learn(recording)
+    except Exception as error:  # whatever the libraries raise over a sound: it ends the start, and names its file
+        remedy = f": {OUT_OF_MEMORY_REMEDY}" if is_out_of_memory(error) else ""
+        why = f"{voice.reference} cannot be learnt ({brief(error)}){remedy}"
+        raise voice_unusable(file, voice.id, "reference", why) from error
 
 
 def _set_threads(engine: XttsEngine) -> None:

@@ -51,10 +51,17 @@ def trim(samples: Samples, sample_rate_hz: int) -> Samples:
 
 
 def join(parts: Sequence[Samples], pauses_ms: Sequence[float], sample_rate_hz: int) -> Samples:
-    """`parts` in order, with the pause of each between it and the next; the last one's is left out."""
-    silences = [np.zeros(round(pause_ms * sample_rate_hz / 1_000), np.float32) for pause_ms in pauses_ms]
-    joined = [samples for pair in zip(parts, silences, strict=True) for samples in pair]
-    return np.concatenate(joined[:-1])
+    """`parts` in order, with the pause of each between it and the next; the last one's is left out.
+
+    A part without a sound is left out with its pause; where there is no other, nothing is left.
+    """
+    joined = [np.zeros(0, np.float32)]
+    pause_before_ms = 0.0
+    for part, pause_ms in zip(parts, pauses_ms, strict=True):
+        if len(part):
+            joined += [np.zeros(round(pause_before_ms * sample_rate_hz / 1_000), np.float32), part]
+            pause_before_ms = pause_ms
+    return np.concatenate(joined)
 
 
 def _is_stray(run: tuple[int, int]) -> bool:

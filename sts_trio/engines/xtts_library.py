@@ -5,18 +5,23 @@ Nothing here is imported before an XTTS engine is built: torch and coqui-tts tak
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import structlog
 from attrs import frozen
 
 from .base import EngineUnavailable
 from .catalogue import XTTS_SPEAKERS
 from .gpu import is_out_of_memory
+
+log = structlog.get_logger(__name__)
 
 LANGUAGES: Final = (
     "ar", "cs", "de", "en", "es", "fr", "hi", "hu", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "zh",
@@ -25,6 +30,8 @@ LANGUAGES: Final = (
 
 PACKAGES: Final = {"zh": "pypinyin", "ja": "cutlet", "ko": "ko_speech_tools"}
 """What coqui-tts writes these languages in Latin letters with."""
+
+OUT_OF_MEMORY_REMEDY: Final = "set fewer TTS_SLOTS or TTS_DEVICE=cpu"
 
 _REMEDY: Final = "sts-trio models pull coqui-xtts-v2"
 
@@ -89,28 +96,65 @@ def pick_device(device: str) -> str:
     return "cuda" if there and device != "cpu" else "cpu"
 
 
-def read_languages(folder: Path) -> Collection[str]:
-    """The languages that the checkpoint knows, by their shortest code, from its ``config.json``.
+@frozen
+class Checkpoint:
+    """What the ``config.json`` of a checkpoint says of it.
 
-    Raises:
-        EngineUnavailable: that is no configuration of XTTS.
+    Attributes:
+        languages: that it knows, by their shortest code.
+        channels: of a latent.
+        speaker_channels: of the latent of a speaker.
     """
+
+    languages: Sequence[str]
+    channels: int
+    speaker_channels: int
+
+
+def read_configuration(folder: Path) -> Checkpoint:
+    """
+    Raises:
+        EngineUnavailable: ``config.json`` is no configuration of XTTS.
+    """
+    from TTS.tts.configs.xtts_config import XttsArgs
+
     path = folder / "config.json"
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["model"] != "xtts":
             raise ValueError(f"it is one of {content['model']!r}")
         known = {str(language).split("-")[0] for language in content["languages"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineUnavailable(f"{path} is no configuration of XTTS ({_brief(error)}): {_REMEDY}") from error
-    return [language for language in LANGUAGES if language in known]
+        args = content.get("model_args", {})
+        channels, speaker_channels = (
+            int(args.get(name, getattr(XttsArgs, name))) for name in ("gpt_n_model_channels", "d_vector_dim")
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineUnavailable(f"{path} is no configuration of XTTS ({brief(error)}): {_REMEDY}") from error
+    return Checkpoint([language for language in LANGUAGES if language in known], channels, speaker_channels)
 
 
-def read_speakers(folder: Path) -> Mapping[str, Latents]:
+def can_be_read(language: str) -> bool:
+    """Whether the package that coqui-tts reads `language` with, where it needs one, is installed and works."""
+    package = PACKAGES.get(language)
+    if package is None:
+        return True
+    if importlib.util.find_spec(package) is None:
+        return False
+    try:
+        module = importlib.import_module(package)
+        if language == "ja":
+            module.Cutlet()  # needs a dictionary, which is a package of its own
+    except Exception as error:  # noqa: BLE001 - whatever a compiled package and a dictionary of 1 GB can lead to
+        log.warning("tts_language_left_out", language=language, package=package, reason=brief(error))
+        return False
+    return True
+
+
+def read_speakers(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Latents]:
     """The speakers that come with the checkpoint, in their order; none where there is no such file.
 
     Raises:
-        EngineUnavailable: the file is damaged.
+        EngineUnavailable: the file is damaged, or of another model.
     """
     import torch
 
@@ -124,10 +168,14 @@ def read_speakers(folder: Path) -> Mapping[str, Latents]:
             for name, latents in content.items()
         }
         for name, latents in speakers.items():
-            if latents.gpt.ndim != 3 or latents.speaker.ndim != 3:
-                raise ValueError(f"the latents of {name!r} have the wrong shape")
+            gpt, speaker = tuple(latents.gpt.shape), tuple(latents.speaker.shape)
+            tokens = gpt[1:2]
+            if gpt != (1, *tokens, checkpoint.channels) or tokens == (0,):
+                raise ValueError(f"speaker {name!r} has a gpt_cond_latent of the shape {gpt}")
+            if speaker != (1, checkpoint.speaker_channels, 1):
+                raise ValueError(f"speaker {name!r} has a speaker_embedding of the shape {speaker}")
     except Exception as error:  # whatever a damaged pickle, or a file of something else, leads to
-        raise EngineUnavailable(f"{path} is damaged ({_brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(f"{path} is damaged or of another model ({brief(error)}): {_REMEDY}") from error
     return speakers
 
 
@@ -146,7 +194,7 @@ def check_vocabulary(folder: Path) -> None:
         if missing:
             raise ValueError(f"it has no {missing[0]}")
     except Exception as error:  # the library raises nothing more specific
-        raise EngineUnavailable(f"{path} is no vocabulary of XTTS ({_brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(f"{path} is no vocabulary of XTTS ({brief(error)}): {_REMEDY}") from error
 
 
 def load_model(folder: Path, device: str) -> Any:
@@ -167,7 +215,7 @@ def load_model(folder: Path, device: str) -> Any:
         config.load_json(str(path))
         model = Xtts(config)
     except Exception as error:  # whatever a field of a wrong type leads to
-        raise EngineUnavailable(f"{path} is no configuration of XTTS ({_brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(f"{path} is no configuration of XTTS ({brief(error)}): {_REMEDY}") from error
     path = folder / "model.pth"
     model._load_checkpoint = _read_weights
     try:
@@ -177,9 +225,9 @@ def load_model(folder: Path, device: str) -> Any:
     except Exception as error:  # whatever a damaged pickle, or weights of another model, lead to
         if is_out_of_memory(error):
             raise EngineUnavailable(
-                f"{path} does not fit into the GPU's memory ({_brief(error)}): set fewer TTS_SLOTS or TTS_DEVICE=cpu"
+                f"{path} does not fit into the GPU's memory ({brief(error)}): {OUT_OF_MEMORY_REMEDY}"
             ) from error
-        raise EngineUnavailable(f"{path} is damaged or no checkpoint of XTTS ({_brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(f"{path} is damaged or no checkpoint of XTTS ({brief(error)}): {_REMEDY}") from error
     return model
 
 
@@ -206,7 +254,7 @@ def _read_weights(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """What happened, in one line: torch can write a page."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -25,6 +25,7 @@ from ..offload import check_cancelled
 from .base import EngineFailure, Samples, Take
 from .voices import REFERENCE_RATE_HZ
 from .xtts_library import Latents
+from .xtts_text import digits_apart
 
 CHARACTERS_PER_S: Final = 7.0
 """Half as fast as people speak on average: who speaks on for longer than his text allows does not speak the text."""
@@ -88,10 +89,20 @@ class XttsModel:
         return int(self._model.tokenizer.char_limits[language])
 
     def read(self, text: str, language: str) -> Prompt:
-        """Make words of numbers and symbols, and tokens of the words."""
+        """Make words of numbers and symbols, and tokens of the words.
+
+        Where there is a number that the library fails over, as num2words does over 0.000001 in Czech and over a zeroth
+        in Polish, all digits are read one by one.
+        """
         tokenizer = self._model.tokenizer
         with _tokenizer_lock:
-            spoken = tokenizer.preprocess_text(text.lower(), language)
+            try:
+                spoken = tokenizer.preprocess_text(text.lower(), language)
+            except Exception:  # num2words raises what comes up: ValueError, IndexError, NotImplementedError
+                apart = digits_apart(text.lower())
+                if apart == text.lower():
+                    raise
+                spoken = tokenizer.preprocess_text(apart, language)
         # As the library's own `encode` has it, but in small letters throughout: the vocabulary has no others, and some
         # words for numbers come in capitals.
         tag = "zh-cn" if language == "zh" else language
@@ -205,7 +216,9 @@ class _Sampling:
 
         for warper in self._warpers:
             scores = warper(input_ids, scores)
-        noise = -torch.empty(scores.shape).exponential_(generator=self._chance).log()
+        noise = torch.empty(scores.shape).exponential_(generator=self._chance)
+        # Without MKL torch can draw 0, whose logarithm would let any token win, or make NaN of one that is ruled out.
+        noise = -noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
         return scores + noise.to(scores.device)
 
 

@@ -49,6 +49,7 @@ _CZECH_ORDINAL: Final = re.compile(r"(?<=\d)\.(?=\s)")
 _HINDI_DIGITS: Final = ("शून्य", "एक", "दो", "तीन", "चार", "पाँच", "छह", "सात", "आठ", "नौ")
 """num2words has no Hindi at all: digits are read one by one, which is understood."""
 
+_BETWEEN_DIGITS: Final = re.compile(r"(?<=\d)(?=[^\W_])")
 _LONG_NUMBER: Final = re.compile(rf"\d{{{LONGEST_NUMBER + 1},}}")
 _UNSPOKEN: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 _VARIATION_SELECTORS: Final = range(0xFE00, 0xFE10)
@@ -84,6 +85,11 @@ def speakable(text: str, language: str) -> str:
         text = re.sub(r"(?<=\d)[.,](?=\d)", " दशमलव ", text)
         text = re.sub(r"\d", lambda digit: f" {_HINDI_DIGITS[int(digit[0])]} ", text)
     return " ".join(text.split())
+
+
+def digits_apart(text: str) -> str:
+    """`text` with its digits to be read one by one, for numbers that the library cannot make words of."""
+    return _BETWEEN_DIGITS.sub(" ", text)
 
 
 def has_words(text: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import structlog.testing
 import trio
 
 from protocol.errors import ErrorCode
-from sts_trio.engines.base import EngineFailure, EngineUnavailable, Speech, SpeechRequest
+from sts_trio.engines.base import EngineFailure, EngineLost, EngineUnavailable, Speech, SpeechRequest
 from sts_trio.engines.pool import Pool
 from sts_trio.engines.xtts import RATE_RANGE, Synthesizer, XttsEngine
+from sts_trio.engines.xtts_model import XttsModel
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
 from sts_trio.testing.engines import inline_offload
@@ -148,8 +150,33 @@ def test_a_damaged_vocabulary_is_named(folder: Path, tmp_path: Path, content: by
 def test_damaged_speakers_are_named(folder: Path, tmp_path: Path) -> None:
     broken = damaged(folder, tmp_path, "speakers_xtts.pth", lambda content: content[: len(content) // 2])
 
-    with pytest.raises(EngineUnavailable, match=r"speakers_xtts\.pth is damaged .*sts-trio models pull"):
+    with pytest.raises(
+        EngineUnavailable, match=r"speakers_xtts\.pth is damaged or of another model .*sts-trio models pull"
+    ):
         build(broken)
+
+
+@pytest.mark.parametrize(
+    ("latent", "shape"),
+    [
+        ("gpt_cond_latent", (1, 32, 32)),
+        ("gpt_cond_latent", (1, 0, 64)),
+        ("gpt_cond_latent", (2, 32, 64)),
+        ("gpt_cond_latent", (32, 64)),
+        ("speaker_embedding", (1, 256, 1)),
+        ("speaker_embedding", (1, 512)),
+    ],
+)
+def test_a_speaker_of_another_model_is_named(folder: Path, tmp_path: Path, latent: str, shape: tuple[int, ...]) -> None:
+    import torch
+
+    speakers = torch.load(folder / "speakers_xtts.pth", weights_only=True)
+    speakers[SPEAKERS[1]][latent] = torch.zeros(shape)
+    copy = damaged(folder, tmp_path, "speakers_xtts.pth", lambda content: content)
+    torch.save(speakers, copy / "speakers_xtts.pth")
+
+    with pytest.raises(EngineUnavailable, match=rf"speakers_xtts\.pth is damaged or of .* 'Ben High' .* {latent} of"):
+        build(copy)
 
 
 def test_without_speakers_and_a_file_there_are_no_voices(folder: Path, tmp_path: Path) -> None:
@@ -229,7 +256,46 @@ def test_it_speaks_what_the_checkpoint_knows_and_can_be_read_here(engine: XttsEn
         assert engine.supports(tag), tag
     for tag in ("", "xx", "ca", "sv", "default"):
         assert not engine.supports(tag), tag
-    assert engine.supports("ja") == (importlib.util.find_spec("cutlet") is not None)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_japanese_is_spoken_where_its_dictionary_can_be_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """Before the first fragment of a stream: it takes its time, and keeps all other languages from being read."""
+    made = []
+
+    class Cutlet:
+        def __init__(self) -> None:
+            if not works:
+                raise RuntimeError("no dictionary")
+            made.append(self)
+
+        def romaji(self, text: str) -> str:
+            return "konnichiwa"
+
+    package = module_from_spec(ModuleSpec("cutlet", None))
+    vars(package).update(Cutlet=Cutlet)
+    monkeypatch.setitem(sys.modules, "cutlet", package)
+    with structlog.testing.capture_logs() as lines:
+        engine = build(folder)
+
+    assert engine.supports("ja-JP") == works
+    assert ("ja" in engine.voices()[0].languages) == works
+    left_out = [(line["language"], line["reason"]) for line in lines if line["event"] == "tts_language_left_out"]
+    assert left_out == ([] if works else [("ja", "RuntimeError: no dictionary")])
+    if works:
+        synthesizer = trio.run(inline_offload, Synthesizer.load, engine)
+        at_start = len(made)
+        speech = trio.run(inline_offload, synthesizer.answer, SpeechRequest("こんにちは", "ja", "default"))
+        assert isinstance(speech, Speech), speech
+        assert len(made) == at_start
+
+
+def test_japanese_without_its_package_is_not_spoken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cutlet" else object())
+
+    assert not build(folder).supports("ja")
 
 
 def test_a_checkpoint_may_know_fewer_languages(folder: Path, tmp_path: Path) -> None:
@@ -374,6 +440,33 @@ async def test_a_recording_that_has_gone_is_named(folder: Path, tmp_path: Path) 
             raise AssertionError("it opened")
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"), [("CUDA error: out of memory", "set fewer TTS_SLOTS or TTS_DEVICE=cpu"), ("something odd", "")]
+)
+async def test_a_voice_that_cannot_be_learnt_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, remedy: str
+) -> None:
+    monkeypatch.setattr(XttsModel, "learn", raising(RuntimeError(error)))
+    file = write_voices(tmp_path, FILE)
+    message = f"VOICES_FILE={file}: voice 'anna': reference: {tmp_path / 'anna.wav'} cannot be learnt .*{error}.*"
+
+    with pytest.raises(EngineUnavailable, match=f"{message}{remedy}"):
+        async with build(folder, file).open(OFFLOAD):
+            raise AssertionError("it opened")
+
+
+async def test_out_of_memory_at_the_warm_up_is_said_with_what_helps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(XttsModel, "perform", raising(RuntimeError("CUDA error: out of memory")))
+
+    with pytest.raises(
+        EngineUnavailable, match=r"warm-up failed: .*out of memory.*: set fewer TTS_SLOTS or TTS_DEVICE=cpu"
+    ):
+        async with build(folder).open(OFFLOAD):
+            raise AssertionError("it opened")
+
+
 # ------------------------------------------------------------------------------------------ what goes wrong
 
 
@@ -397,9 +490,29 @@ async def test_out_of_memory_is_said_and_the_next_call_works(
 async def test_other_failures_are_those_of_the_request(speak: Speak, refusal: Speak, synthesizer: Synthesizer) -> None:
     first = await speak(TEXT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesizer._model._model.gpt.gpt.h[1], "forward", raising(RuntimeError("CUDA error: assert")))
+        error = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+        patch.setattr(synthesizer._model._model.gpt.gpt.h[1], "forward", raising(error))
         assert await refusal(TEXT) is ErrorCode.TTS_SYNTHESIS_FAILED
     assert np.array_equal((await speak(TEXT)).samples, first.samples)
+
+
+async def test_a_gpu_that_is_lost_is_no_failure_of_the_request(
+    answer: Speak, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(synthesizer._model._model.gpt.gpt.h[1], "forward", raising(error))
+
+    with pytest.raises(EngineLost, match="illegal memory access"):
+        await answer(TEXT)
+
+
+async def test_a_sentence_that_is_silent_has_no_pause(
+    speak: Speak, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter([np.full(24_000, 0.5, np.float32), np.zeros(24_000, np.float32)])
+    monkeypatch.setattr(type(synthesizer._model), "sound", lambda *_: next(said))
+
+    assert seconds(await speak(TWO_PIECES)) == 1
 
 
 async def test_silence_is_no_speech(refusal: Speak, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:

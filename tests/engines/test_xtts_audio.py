@@ -83,3 +83,11 @@ def test_pieces_are_joined_with_their_pauses() -> None:
     joined = join([tone(100), tone(200), tone(300)], [250, 100, 500], RATE_HZ)
     assert length_ms(joined) == 100 + 250 + 200 + 100 + 300
     assert not joined[RATE_HZ // 10 : RATE_HZ * 35 // 100].any()
+
+
+def test_a_piece_without_a_sound_has_no_pause() -> None:
+    nothing = np.zeros(0, np.float32)
+    assert length_ms(join([tone(100), nothing], [250, 0], RATE_HZ)) == 100
+    assert length_ms(join([nothing, tone(100)], [250, 0], RATE_HZ)) == 100
+    assert length_ms(join([tone(100), nothing, tone(300)], [250, 100, 0], RATE_HZ)) == 100 + 250 + 300
+    assert len(join([nothing, nothing], [250, 0], RATE_HZ)) == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sts_trio.engines.base import EngineFailure
-from sts_trio.engines.xtts_library import LANGUAGES, Latents, load_model, read_speakers
+from sts_trio.engines.xtts_library import LANGUAGES, Latents, load_model, read_configuration, read_speakers
 from sts_trio.engines.xtts_model import CHARACTERS_PER_S, EXTRA_S, XttsModel, _Sampling
 from sts_trio.engines.xtts_text import speakable
 from sts_trio.offload import thread_offload
@@ -49,7 +49,7 @@ def model(library_model: Any) -> XttsModel:
 
 @pytest.fixture(scope="module")
 def voice(folder: Path) -> Latents:
-    return read_speakers(folder)[SPEAKERS[0]]
+    return read_speakers(folder, read_configuration(folder))[SPEAKERS[0]]
 
 
 @pytest.fixture
@@ -95,6 +95,29 @@ def test_no_number_is_left_and_none_is_too_much(model: XttsModel, language: str)
     for number in NUMBERS:
         spoken = model.read(speakable(f"a {number} b {number}", language), language).spoken
         assert not any(map(str.isdecimal, spoken)), number
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "spoken"),
+    [
+        ("cs", "0,000001 g", "nula celá nula nula nula nula nula nula jedna g"),
+        ("hu", "0,000001 g", "nulla nulla nulla nulla nulla egy g"),
+        ("it", "0,000001 g", "zero virgola zero zero zero zero zero uno g"),
+        ("pl", "0,000001 g", "zero przecinek zero zero zero zero zero zero jeden g"),
+        ("ru", "0.000001 g", "ноль целых ноль десятых ноль ноль ноль ноль один g"),
+        ("pl", "0th", "zero th"),
+    ],
+)
+def test_a_number_that_the_library_fails_over_is_read_digit_by_digit(
+    model: XttsModel, language: str, text: str, spoken: str
+) -> None:
+    assert model.read(text, language).spoken == spoken
+
+
+def test_what_is_wrong_with_no_number_is_not_hidden(model: XttsModel) -> None:
+    for text in ("a", "1", "1 2"):
+        with pytest.raises(NotImplementedError):
+            model.read(text, "tlh")
 
 
 def test_a_text_is_read_as_the_library_reads_it(model: XttsModel, library_model: Any) -> None:
@@ -196,6 +219,20 @@ def test_sampling_is_sampling() -> None:
     expected = squares / squares.sum()
     assert np.bincount(drawn, minlength=5)[:3] / len(drawn) == pytest.approx(expected, abs=0.03)
     assert set(drawn) == {0, 1, 2}
+
+
+def test_a_chance_of_zero_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logarithm is infinite: a token that is ruled out would become no number, and the highest of all."""
+    import torch
+    from TTS.tts.configs.xtts_config import XttsConfig
+
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda chances, generator: chances.zero_())
+    sampling = _Sampling(XttsConfig(temperature=1.0, top_k=3, top_p=1.0), "seed")
+    scores = sampling(None, torch.log(torch.tensor([[0.1, 0.2, 0.4, 0.3]])))
+
+    assert not scores.isnan().any()
+    assert scores.argmax() == 2
+    assert scores[0, 1:].isfinite().all()
 
 
 async def test_a_model_that_never_stops_is_stopped(

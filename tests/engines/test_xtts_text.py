@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sts_trio.engines.xtts_text import CLAUSE_PAUSE_MS, SENTENCE_PAUSE_MS, Piece, has_words, speakable, split_text
+from sts_trio.engines.xtts_text import (
+    CLAUSE_PAUSE_MS,
+    SENTENCE_PAUSE_MS,
+    Piece,
+    digits_apart,
+    has_words,
+    speakable,
+    split_text,
+)
 
 
 def cut(text: str, longest: int) -> list[str]:
@@ -98,6 +106,10 @@ def test_cleaned_text_has_single_spaces_and_is_clean(text: str, language: str) -
 )
 def test_text_is_put_as_the_library_understands_it(language: str, text: str, cleaned: str) -> None:
     assert speakable(text, language) == cleaned
+
+
+def test_digits_apart_are_those_of_numbers() -> None:
+    assert digits_apart("about 0.00012 g, the 10th b4") == "about 0.0 0 0 1 2 g, the 1 0 th b4"
 
 
 def test_a_text_without_letters_and_digits_has_no_words() -> None:
