@@ -21,7 +21,7 @@ from protocol.errors import ErrorCode
 
 from ..offload import available_cores, check_cancelled
 from .base import EngineFailure, EngineLost, EngineUnavailable, Instance, Offload, Speech, SpeechRequest, Take, Voice
-from .catalogue import CPML, XTTS_SPEAKERS
+from .catalogue import CPML, XTTS_SPEAKERS, how_to_repair
 from .gpu import is_device_lost, is_out_of_memory
 from .languages import language_code
 from .voices import DEFAULT, FileVoice, read_reference, read_voices, voice_unusable
@@ -90,7 +90,7 @@ class XttsEngine:
         if not self._languages:
             raise EngineUnavailable(
                 f"{self.folder / 'config.json'} has none of the languages that can be read here: pip install "
-                f"{' '.join(PACKAGES.values())} for some, or sts-trio models pull coqui-xtts-v2"
+                f"{' '.join(PACKAGES.values())} for some, or {how_to_repair(self.folder)}"
             )
         check_vocabulary(self.folder)
         self._speakers = read_speakers(self.folder, checkpoint)
@@ -100,7 +100,7 @@ class XttsEngine:
         elif not self._speakers:
             raise EngineUnavailable(
                 f"TTS_MODEL={self.name} has no voices: there is no {self.folder / XTTS_SPEAKERS} "
-                "(sts-trio models pull coqui-xtts-v2), and VOICES_FILE is not set"
+                f"({how_to_repair(self.folder)}), and VOICES_FILE is not set"
             )
         self._file_voices = {voice.id: voice for voice in file_voices}
 

@@ -18,7 +18,7 @@ import structlog
 from attrs import frozen
 
 from .base import EngineUnavailable
-from .catalogue import XTTS_SPEAKERS
+from .catalogue import XTTS_SPEAKERS, how_to_repair
 from .gpu import is_out_of_memory
 
 log = structlog.get_logger(__name__)
@@ -32,8 +32,6 @@ PACKAGES: Final = {"zh": "pypinyin", "ja": "cutlet", "ko": "ko_speech_tools"}
 """What coqui-tts writes these languages in Latin letters with."""
 
 OUT_OF_MEMORY_REMEDY: Final = "set fewer TTS_SLOTS or TTS_DEVICE=cpu"
-
-_REMEDY: Final = "sts-trio models pull coqui-xtts-v2"
 
 
 @frozen
@@ -129,7 +127,9 @@ def read_configuration(folder: Path) -> Checkpoint:
             int(args.get(name, getattr(XttsArgs, name))) for name in ("gpt_n_model_channels", "d_vector_dim")
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineUnavailable(f"{path} is no configuration of XTTS ({brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(
+            f"{path} is no configuration of XTTS ({brief(error)}): {how_to_repair(folder)}"
+        ) from error
     return Checkpoint([language for language in LANGUAGES if language in known], channels, speaker_channels)
 
 
@@ -175,7 +175,9 @@ def read_speakers(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Latents]
             if speaker != (1, checkpoint.speaker_channels, 1):
                 raise ValueError(f"speaker {name!r} has a speaker_embedding of the shape {speaker}")
     except Exception as error:  # whatever a damaged pickle, or a file of something else, leads to
-        raise EngineUnavailable(f"{path} is damaged or of another model ({brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(
+            f"{path} is damaged or of another model ({brief(error)}): {how_to_repair(folder)}"
+        ) from error
     return speakers
 
 
@@ -194,7 +196,7 @@ def check_vocabulary(folder: Path) -> None:
         if missing:
             raise ValueError(f"it has no {missing[0]}")
     except Exception as error:  # the library raises nothing more specific
-        raise EngineUnavailable(f"{path} is no vocabulary of XTTS ({brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(f"{path} is no vocabulary of XTTS ({brief(error)}): {how_to_repair(folder)}") from error
 
 
 def load_model(folder: Path, device: str) -> Any:
@@ -215,7 +217,9 @@ def load_model(folder: Path, device: str) -> Any:
         config.load_json(str(path))
         model = Xtts(config)
     except Exception as error:  # whatever a field of a wrong type leads to
-        raise EngineUnavailable(f"{path} is no configuration of XTTS ({brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(
+            f"{path} is no configuration of XTTS ({brief(error)}): {how_to_repair(folder)}"
+        ) from error
     path = folder / "model.pth"
     model._load_checkpoint = _read_weights
     try:
@@ -227,7 +231,9 @@ def load_model(folder: Path, device: str) -> Any:
             raise EngineUnavailable(
                 f"{path} does not fit into the GPU's memory ({brief(error)}): {OUT_OF_MEMORY_REMEDY}"
             ) from error
-        raise EngineUnavailable(f"{path} is damaged or no checkpoint of XTTS ({brief(error)}): {_REMEDY}") from error
+        raise EngineUnavailable(
+            f"{path} is damaged or no checkpoint of XTTS ({brief(error)}): {how_to_repair(folder)}"
+        ) from error
     return model
 
 
@@ -255,6 +261,6 @@ def _read_weights(path: Path) -> Any:
 
 
 def brief(error: BaseException) -> str:
-    """What happened, in one line: torch can write a page."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    """What happened, in one line: torch can write a page, whose first line may be a heading."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}" if lines else type(error).__name__

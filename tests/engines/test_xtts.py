@@ -133,7 +133,7 @@ def test_on_a_gpu_it_says_how_much_it_takes(folder: Path, monkeypatch: pytest.Mo
 def test_a_damaged_configuration_is_named(folder: Path, tmp_path: Path, content: bytes) -> None:
     broken = damaged(folder, tmp_path, "config.json", lambda _: content)
 
-    with pytest.raises(EngineUnavailable, match=r"config\.json is no configuration of XTTS .*sts-trio models pull"):
+    with pytest.raises(EngineUnavailable, match=r"config\.json is no configuration of XTTS .*copy it again"):
         build(broken)
 
 
@@ -143,16 +143,14 @@ def test_a_damaged_configuration_is_named(folder: Path, tmp_path: Path, content:
 def test_a_damaged_vocabulary_is_named(folder: Path, tmp_path: Path, content: bytes) -> None:
     broken = damaged(folder, tmp_path, "vocab.json", lambda _: content)
 
-    with pytest.raises(EngineUnavailable, match=r"vocab\.json is no vocabulary of XTTS .*sts-trio models pull"):
+    with pytest.raises(EngineUnavailable, match=r"vocab\.json is no vocabulary of XTTS .*copy it again"):
         build(broken)
 
 
 def test_damaged_speakers_are_named(folder: Path, tmp_path: Path) -> None:
     broken = damaged(folder, tmp_path, "speakers_xtts.pth", lambda content: content[: len(content) // 2])
 
-    with pytest.raises(
-        EngineUnavailable, match=r"speakers_xtts\.pth is damaged or of another model .*sts-trio models pull"
-    ):
+    with pytest.raises(EngineUnavailable, match=r"speakers_xtts\.pth is damaged or of another model .*copy it again"):
         build(broken)
 
 
@@ -191,7 +189,7 @@ def test_without_speakers_and_a_file_there_are_no_voices(folder: Path, tmp_path:
 async def test_half_a_checkpoint_is_named(folder: Path, tmp_path: Path, part: float) -> None:
     broken = damaged(folder, tmp_path, "model.pth", lambda it: it[: int(part * len(it)) if part < 1 else int(part)])
 
-    with pytest.raises(EngineUnavailable, match=r"model\.pth is damaged or no checkpoint .*sts-trio models pull"):
+    with pytest.raises(EngineUnavailable, match=r"model\.pth is damaged or no checkpoint .*copy it again"):
         async with build(broken).open(OFFLOAD):
             raise AssertionError("it opened")
 
