@@ -79,6 +79,15 @@ def test_a_variable_that_cannot_be_used_is_named(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["https://me:sesame@api.deepl.com", "http://sesame@host/path", "https://me:se/sesame@host", "me:sesame@host"]
+)
+def test_a_password_in_a_url_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"DEEPL_SERVER_URL: must be a URL without a user or password") as error:
+        Settings.load({"DEEPL_SERVER_URL": url})
+    assert "sesame" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("text", "origins"),
     [
         ("", ()),

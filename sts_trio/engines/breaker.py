@@ -10,6 +10,8 @@ open       nobody                               its time is over -> half-open
 half-open  one, the probe, at a time            the probe succeeds -> closed; it fails -> open, twice as long
 =========  ===================================  ====================================================================
 
+A call that had little time and got no answer says little: it is a part of a failure, and several add up.
+
 A result counts only in the state in which its permit was given: what began before the last change says nothing about
 what came after.
 """
@@ -57,7 +59,7 @@ class Breaker(Generic[Cause]):
     cause: Cause | None = field(default=None, init=False)
     _state: int = field(default=0, init=False)
     """Counts the changes: a permit of an earlier state is out of date."""
-    _failures: int = field(default=0, init=False)
+    _failures: float = field(default=0.0, init=False)
     _openings: int = field(default=0, init=False)
     """In a row: 0 while closed."""
     _open_until: float = field(default=0.0, init=False)
@@ -84,23 +86,28 @@ class Breaker(Generic[Cause]):
         """The call was answered. Returns whether that closed it."""
         if permit.state != self._state:
             return False
-        self._failures = 0
+        self._failures = 0.0
         if self.closed:
             return False
         self._openings = 0
         self._change()
         return True
 
-    def failed(self, permit: Permit, now: float, cause: Cause, *, stay_away_s: float = 0.0) -> bool:
+    def failed(
+        self, permit: Permit, now: float, cause: Cause, *, stay_away_s: float = 0.0, weight: float = 1.0
+    ) -> bool:
         """The call failed for a reason that will hit the next one, too. Returns whether that opened it.
 
         Args:
             stay_away_s: opens it at once and for at least this long.
+            weight: which part of a failure it is, 0..1.
         """
         if permit.state != self._state:
             return False
-        self._failures += 1
-        if self.closed and self._failures < self.rule.failures and not stay_away_s:
+        self._failures += weight
+        enough = self.rule.failures if self.closed else 1
+        if self._failures < enough - 1e-9 and not stay_away_s:  # parts do not add up to the last bit
+            self.withdrawn(permit)
             return False
         backoff = self.rule.first_open_s * 2.0 ** min(self._openings, 64)
         self._open_until = now + min(max(backoff, stay_away_s), self.rule.longest_open_s)
@@ -116,5 +123,5 @@ class Breaker(Generic[Cause]):
 
     def _change(self) -> None:
         self._state += 1
-        self._failures = 0
+        self._failures = 0.0
         self._probe = None

@@ -40,6 +40,7 @@ from ..offload import thread_offload
 from .base import EngineFailure, EngineUnavailable, Instance, Offload, Translation, TranslationRequest
 from .breaker import Breaker, BreakerRule, Permit
 from .deepl_languages import glossary_pair, source_code, target_code
+from .resolver import Resolver
 from .retry import RetryPlan
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class DeepLLimits:
             sentence is translated in less time than it is spoken in, so only retries come near it.
         longest_s: no request takes longer, whatever its deadline.
         attempt_s: no single attempt takes longer: a server that hangs is asked again while there is time.
-        fair_s: an attempt that had less time than this and got no answer says nothing about DeepL, only that somebody
-            before it was slow.
+        fair_s: an attempt that had less time than this and got no answer says little about DeepL, maybe only that
+            somebody before it was slow. To the breaker such attempts are one failure when they add up to this.
         refused_s: how long DeepL is left alone once it has refused the account.
         check_s: for the check of the key at start.
     """
@@ -108,6 +109,7 @@ class DeepLEngine:
     name: str = "deepl"
     max_batch: int = 1
     breaker: Breaker[EngineFailure] = field(init=False, repr=False)
+    resolver: Resolver = field(factory=Resolver, init=False, repr=False)
     _languages: frozenset[str] = field(init=False, repr=False)
 
     @breaker.default
@@ -167,7 +169,7 @@ class DeepLEngine:
     async def _connect(self, offload: Offload) -> AsyncIterator[_Instance]:
         from .deepl_api import DeepLApi
 
-        api = DeepLApi(self.api_key, self.server_url)
+        api = DeepLApi(self.api_key, self.server_url, self.resolver)
         try:
             yield _Instance(self, api, offload)
         finally:
@@ -227,8 +229,11 @@ class _Instance:
                 "and leave DEEPL_SERVER_URL unset unless the key is for another server",
                 fatal=True,
             )
-        if found.status == 404:
-            return Problem(f"DEEPL_SERVER_URL: {server} has no DeepL API: leave it unset, or correct it", fatal=True)
+        if found.status == 404 or found.garbled:
+            what = f"{server} has no DeepL API ({found.reason})"
+            if self._engine.server_url is not None:
+                return Problem(f"DEEPL_SERVER_URL: {what}: leave it unset, or correct it", fatal=True)
+            return Problem(f"{what}: something else answers for it: check the network and HTTPS_PROXY", fatal=True)
         return Problem(
             f"DeepL cannot be asked at {server} ({found.reason}): check the network, HTTPS_PROXY and DEEPL_SERVER_URL"
         )
@@ -266,18 +271,25 @@ class _Instance:
             permit = breaker.admit(trio.current_time())
             if permit is None:
                 return failure or _not_asked(breaker)
-            limit_s = max(0.0, min(until - trio.current_time(), limits.attempt_s))
+            began = trio.current_time()
+            limit_s = max(0.0, min(until - began, limits.attempt_s))
+            weight = min(1.0, limit_s / limits.fair_s)
             try:
                 outcome = await self._bounded(call, limit_s)
-            except BaseException:  # cancelled, most likely: DeepL has not said anything
-                breaker.withdrawn(permit)
+            except BaseException:  # cancelled, most likely
+                if trio.current_time() - began < limit_s:  # DeepL has not said anything, nor need have
+                    breaker.withdrawn(permit)
+                else:
+                    silence = f"DeepL: no answer within {limit_s:.1f} s"
+                    self._failed(permit, EngineFailure(ErrorCode.NETWORK_ERROR, silence), weight=weight)
                 raise
             if isinstance(outcome, str):
                 self._succeeded(permit)
                 return Translation(outcome)
             failures += 1
-            says_nothing = outcome.timed_out and limit_s < limits.fair_s
-            if failure is None or not says_nothing:
+            if not outcome.timed_out:
+                weight = 1.0
+            if failure is None or weight == 1.0:
                 failure = failure_of(outcome)
             wait_s = None
             if failure.code in _TRANSIENT:
@@ -285,10 +297,14 @@ class _Instance:
                 wait_s = limits.retry.wait_s(
                     failures, chance=random.random(), retry_after_s=outcome.retry_after_s, left_s=left_s
                 )
-            if says_nothing:
-                breaker.withdrawn(permit)
+            if outcome.status in _REFUSES_ACCOUNT:
+                self._failed(permit, failure, stay_away_s=limits.refused_s)
+            elif failure.code not in _TRANSIENT:
+                self._succeeded(permit)  # the request is at fault; DeepL is there
             else:
-                self._failed(permit, outcome, failure, final=wait_s is None)
+                # What was asked to wait and has time for it comes back by itself; all others need not try before.
+                stay_away_s = outcome.retry_after_s or 0.0 if wait_s is None else 0.0
+                self._failed(permit, failure, stay_away_s=stay_away_s, weight=weight)
             if wait_s is None:
                 return failure
             await trio.sleep(wait_s)
@@ -319,17 +335,9 @@ class _Instance:
         if self._engine.breaker.succeeded(permit):
             log.info("deepl_breaker_closed")
 
-    def _failed(self, permit: Permit, found: ApiFailure, failure: EngineFailure, *, final: bool) -> None:
-        limits, breaker = self._engine.limits, self._engine.breaker
-        if found.status in _REFUSES_ACCOUNT:
-            stay_away_s = limits.refused_s
-        elif failure.code not in _TRANSIENT:
-            self._succeeded(permit)  # the request is at fault; DeepL is there
-            return
-        else:
-            # What was asked to wait and has time for it comes back by itself; all others need not try before.
-            stay_away_s = found.retry_after_s or 0.0 if final else 0.0
-        if breaker.failed(permit, trio.current_time(), failure, stay_away_s=stay_away_s):
+    def _failed(self, permit: Permit, failure: EngineFailure, *, stay_away_s: float = 0.0, weight: float = 1.0) -> None:
+        breaker = self._engine.breaker
+        if breaker.failed(permit, trio.current_time(), failure, stay_away_s=stay_away_s, weight=weight):
             log.warning(
                 "deepl_breaker_open",
                 code=failure.code,

@@ -8,8 +8,9 @@ differently from what the package does by itself:
   process's (`deepl.http_client.max_network_retries`, `min_connection_timeout`), stay as they are.
 * A call has an end. A time-out of `requests` is for each read, and a server that sends a byte now and then is never
   late. So the socket is in our hand from before it is connected, and shutting it down (`cut`) ends whatever the call is
-  doing with it. Only a name that the resolver does not answer for can hold a call up longer.
-* What a server says in ``Retry-After`` is kept; the package drops it.
+  doing with it. Names are looked up elsewhere (`Resolver`): nothing could end that here.
+* What a server says in ``Retry-After`` is kept; the package drops it. Its status is kept as well: the package fails
+  where an error's message is no text. A redirect, which it takes for a success, is not DeepL's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -29,6 +31,7 @@ from deepl.http_client import HttpClient
 from requests.adapters import HTTPAdapter
 
 from .. import __version__
+from .resolver import Address, Resolver
 from .retry import parse_retry_after
 
 CONNECT_S: Final = 1.0
@@ -40,6 +43,9 @@ MAX_ANSWER_BYTES: Final = 2**20
 MAX_MESSAGE_CHARACTERS: Final = 200
 
 NOT_ITS_ANSWER: Final = "the answer is not one of DeepL's"
+
+# What the package makes of an answer that has not the shape it expects: deeply nested, or with infinity, too.
+_MISREAD: Final = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
 # It logs every request and answer at INFO,
 logging.getLogger("deepl").setLevel(logging.WARNING)
@@ -75,13 +81,14 @@ class DeepLApi:
     Args:
         api_key: ASCII, without spaces around it.
         server_url: None for the server that the key belongs to.
+        resolver: who looks up the server's name, or the proxy's.
     """
 
-    def __init__(self, api_key: str, server_url: str | None) -> None:
+    def __init__(self, api_key: str, server_url: str | None, resolver: Resolver) -> None:
         self._key = api_key
         # Without the slash the last part of a path would be replaced, not appended to.
         self._client = deepl.DeepLClient(api_key, server_url=server_url and f"{server_url}/")
-        self._http = BoundedHttp()
+        self._http = BoundedHttp(resolver)
         self._client.close()
         self._client._client = self._http
 
@@ -110,7 +117,7 @@ class DeepLApi:
         formality: str | None = None,
         glossary: str | None = None,
     ) -> str:
-        """Blocks until DeepL has answered, or the call's time is up, or it is cut.
+        """Blocks until DeepL has answered, or the call's time is up, or it is cut. To be called in a thread of trio's.
 
         Args:
             text: not empty.
@@ -137,20 +144,35 @@ class DeepLApi:
             return result.text
         except deepl.DeepLException as error:
             raise self._failure(error, text, context) from error
-        # What the package makes of an answer that has not the shape it expects.
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ApiFailure(None, NOT_ITS_ANSWER, garbled=True) from error
+        except _MISREAD as error:
+            raise self._misread() from error
 
     def is_quota_spent(self) -> bool:
         """Whether nothing will be translated before the account's next period; cheap, and shows that the key works.
+
+        To be called in a thread of trio's.
 
         Raises:
             ApiFailure
         """
         try:
-            return bool(self._client.get_usage().any_limit_reached)
+            usage = self._client.get_usage()
+            if all(kind.count is None for kind in (usage.character, usage.document, usage.team_document)):
+                raise ValueError("no usage")
+            return bool(usage.any_limit_reached)
         except deepl.DeepLException as error:
             raise self._failure(error) from error
+        except _MISREAD as error:
+            raise self._misread() from error
+
+    def _misread(self) -> ApiFailure:
+        status = self._http.status
+        if status is None or status < 400:
+            return ApiFailure(None, NOT_ITS_ANSWER, garbled=True)
+        return ApiFailure(status, f"HTTP status {status}", retry_after_s=self._retry_after_s())
+
+    def _retry_after_s(self) -> float | None:
+        return parse_retry_after(self._http.retry_after, now=time.time())
 
     def _failure(self, error: deepl.DeepLException, *texts: str) -> ApiFailure:
         status, reason = error.http_status_code, str(error)
@@ -164,9 +186,9 @@ class DeepLApi:
         return ApiFailure(
             status,
             reason,
-            retry_after_s=parse_retry_after(self._http.retry_after, now=time.time()),
+            retry_after_s=self._retry_after_s(),
             timed_out=status is None and self._http.line.is_over,
-            garbled=isinstance(error, _TooLong),
+            garbled=isinstance(error, _NotItsAnswer),
         )
 
 
@@ -183,13 +205,15 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
     """The package's HTTP client with one attempt a call, on a `Line`.
 
     Attributes:
-        retry_after: the header of the last answer.
+        status: of the last call's answer; None where none came.
+        retry_after: its header.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: Resolver) -> None:
         super().__init__(send_platform_info=False)
         self.set_app_info("sts-trio", __version__)
-        self.line = Line()
+        self.line = Line(resolver)
+        self.status: int | None = None
         self.retry_after: str | None = None
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(self.line))
@@ -209,7 +233,7 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
         **kwargs: Any,
     ) -> tuple[int, str]:
         """What `DeepLClient` sends every request through: the status, and the answer's body as text."""
-        self.retry_after = None
+        self.status = self.retry_after = None
         request = self._prepare_request(method, url, data, json, headers, **kwargs)
         # Proxies and certificates of the environment, as `requests` documents it for prepared requests.
         options = self._session.merge_environment_settings(request.url, {}, True, None, None)
@@ -219,17 +243,20 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
                 for part in response.iter_content(2**14):
                     body += part
                     if len(body) > MAX_ANSWER_BYTES:
-                        raise _TooLong(NOT_ITS_ANSWER)
+                        raise _NotItsAnswer(NOT_ITS_ANSWER)
                 self.line.left_s()  # what a cut leaves of an answer can look like a whole one
-                self.retry_after = response.headers.get("Retry-After")
+                if 300 <= response.status_code < 400:
+                    raise _NotItsAnswer(NOT_ITS_ANSWER)
+                self.status, self.retry_after = response.status_code, response.headers.get("Retry-After")
                 return response.status_code, body.decode(errors="replace")
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            reason = f"no answer within {self.line.limit_s:.1f} s" if self.line.is_over else _innermost(error)
-            raise deepl.ConnectionException(reason) from error
+            raise deepl.ConnectionException(self.line.overdue() or _innermost(error)) from error
+        finally:
+            self.line.end()
 
 
-class _TooLong(deepl.DeepLException):  # type: ignore[misc]
-    """An answer that is longer than DeepL's can be."""
+class _NotItsAnswer(deepl.DeepLException):  # type: ignore[misc]
+    """An answer that is longer than DeepL's can be, or leads elsewhere."""
 
 
 class Line:
@@ -237,21 +264,22 @@ class Line:
 
     What is kept is a second handle of the socket: closing or encrypting the first leaves it valid, and shutting it
     down ends what is done with either, a connect or a TLS handshake included.
-
-    Attributes:
-        limit_s: what the call was given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        self._looking_up: str | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._is_released = False
         self._until = 0.0
-        self.limit_s = 0.0
+        self._limit_s = 0.0
         self._is_cut = False
 
     def start(self, limit_s: float) -> None:
-        self.limit_s, self._until = limit_s, time.monotonic() + limit_s
+        self._limit_s, self._until = limit_s, time.monotonic() + limit_s
         self._is_cut = False
+        self._looking_up = None
 
     def left_s(self) -> float:
         """What a socket may be given to wait.
@@ -268,6 +296,11 @@ class Line:
         """Whether the call has no time left, or was cut."""
         return self._is_cut or time.monotonic() >= self._until
 
+    def overdue(self) -> str | None:
+        """What did not come in time; None where the call is not over."""
+        whose = f" to the lookup of {self._looking_up}" if self._looking_up else ""
+        return f"no answer{whose} within {self._limit_s:.1f} s" if self.is_over else None
+
     def cut(self) -> None:
         with self._lock:
             self._is_cut = True
@@ -282,7 +315,7 @@ class Line:
             OSError: none did, or the call ended.
         """
         failure = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+        for family, kind, protocol, _, address in self._look_up(host.strip("[]"), port):
             connection = socket.socket(family, kind, protocol)
             try:
                 self._hold(connection)
@@ -297,16 +330,36 @@ class Line:
                 return connection
         raise failure
 
+    def release(self) -> None:
+        """The connection is closed for further calls; what is left of this one's answer may still be read from it."""
+        self._is_released = True
+
+    def end(self) -> None:
+        """The call is over."""
+        if self._is_released:
+            self.close()
+
     def close(self) -> None:
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
 
+    def _look_up(self, host: str, port: int) -> Sequence[Address]:
+        self._looking_up = host
+        try:
+            addresses = self._resolver.addresses(host, port, self.left_s())
+        except TimeoutError:
+            self.cut()  # by whichever clock: the call's time is up
+            raise
+        self._looking_up = None
+        return addresses
+
     def _hold(self, connection: socket.socket) -> None:
         self.close()
         with self._lock:
             self._socket = connection.dup()
+            self._is_released = False
 
 
 class _Adapter(HTTPAdapter):
@@ -338,6 +391,10 @@ def _pool_on(line: Line, pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3
                 return line.connect(self._dns_host, self.port)
             except OSError as error:  # as it stands urllib3 would take some for an answer that came early
                 raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+
+        def close(self) -> None:
+            super().close()
+            line.release()
 
     class Pool(pool):  # type: ignore[misc, valid-type]  # the same
         ConnectionCls = Connection

@@ -29,7 +29,8 @@ class FailoverTranslation:
     """`TranslationEngine` of others, in the order in which they are asked.
 
     Where all fail the request fails as it did at the first of them that has the pair of languages: that one is what was
-    meant to translate. `Translation.model` says who did.
+    meant to translate. `Translation.model` says who did. A defect of one is logged, and the next is asked; that of the
+    last propagates.
     """
 
     providers: tuple[TranslationEngine, ...]
@@ -98,11 +99,18 @@ class _Instance:
         self, name: str, instance: Instance[TranslationRequest, Translation], request: TranslationRequest, *, last: bool
     ) -> Translation | EngineFailure:
         left_s = trio.current_effective_deadline() - trio.current_time()
-        limit_s = math.inf if last else left_s * self._engine.share
-        with trio.move_on_after(limit_s):
-            try:
+        # A deadline that has just passed is not yet delivered.
+        limit_s = math.inf if last else max(0.0, left_s * self._engine.share)
+        try:
+            # The scope is inside: it takes its Cancelled out of a group, and what is left of that is a defect.
+            with trio.move_on_after(limit_s):
                 [answer] = await instance([request])
-            except EngineFailure as failure:
-                return failure
-            return answer
+                return answer
+        except EngineFailure as failure:
+            return failure
+        except Exception:
+            if last:
+                raise
+            log.exception("engine_defect", provider=name)  # and the request is translated all the same
+            return EngineFailure(ErrorCode.INTERNAL_ERROR, f"{name}: internal error")
         return EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{name}: no answer within {limit_s:.1f} s")

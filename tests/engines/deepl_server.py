@@ -72,6 +72,7 @@ class DeepLServer:
         always: what is done when `replies` are used up.
         requests: translations asked for, in order.
         connections: accepted so far.
+        all_ended: set when the client has ended all of them.
         busy, most_busy: requests in work, and at most so far.
         gone: connections that their client had ended before their answer was complete.
     """
@@ -82,6 +83,8 @@ class DeepLServer:
     always: Reply = Reply()
     requests: list[Request] = field(factory=list)
     connections: int = 0
+    open: int = 0
+    all_ended: trio.Event = field(factory=trio.Event)
     busy: int = 0
     most_busy: int = 0
     gone: int = 0
@@ -92,6 +95,7 @@ class DeepLServer:
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         self.connections += 1
+        self.open += 1
         connection = h11.Connection(h11.SERVER)
         try:
             while connection.our_state is h11.IDLE:
@@ -104,9 +108,19 @@ class DeepLServer:
                     await self._answer(connection, stream, request)
                 finally:
                     self.busy -= 1
+                if connection.their_state is not h11.DONE:  # as one of both has asked for
+                    break
                 connection.start_next_cycle()
+            assert isinstance(stream, trio.SocketStream)
+            await stream.send_eof()
+            while await stream.receive_some():
+                pass
         except (trio.BrokenResourceError, h11.RemoteProtocolError):
             self.gone += 1
+        finally:
+            self.open -= 1
+            if not self.open:
+                self.all_ended.set()
 
     async def _answer(self, connection: h11.Connection, stream: trio.abc.Stream, request: Request) -> None:
         reply = self._reply(request)

@@ -78,6 +78,24 @@ def test_who_asks_to_be_left_alone_is_at_once_and_within_reason(asked: float, op
     assert breaker.remaining_s(0.0) == open_s
 
 
+def test_parts_of_failures_add_up_and_a_success_forgets_them() -> None:
+    breaker: Breaker[str] = Breaker(RULE)
+    for _ in range(2):
+        for _ in range(29):
+            assert not breaker.failed(admitted(breaker, 0.0), 0.0, "slow", weight=0.1)
+        assert not breaker.succeeded(admitted(breaker, 0.0))
+    for _ in range(29):
+        breaker.failed(admitted(breaker, 0.0), 0.0, "slow", weight=0.1)
+    assert breaker.failed(admitted(breaker, 0.0), 0.0, "slow", weight=0.1)
+
+
+def test_a_probe_that_failed_in_part_makes_room_for_another_and_together_they_fail() -> None:
+    breaker = opened()
+    assert not breaker.failed(admitted(breaker, 2.0), 2.0, "slow", weight=0.6)
+    assert breaker.failed(admitted(breaker, 2.5), 2.5, "slow", weight=0.6)
+    assert breaker.remaining_s(2.5) == 4.0
+
+
 def test_a_probe_that_is_withdrawn_makes_room_for_another() -> None:
     breaker = opened()
     breaker.withdrawn(admitted(breaker, 2.0))
@@ -111,7 +129,7 @@ class Callers(RuleBasedStateMachine):
         self.out: list[Permit] = []
         self.current: list[Permit] = []  # of those, who came after the last change
         self.probe: Permit | None = None
-        self.in_a_row = 0
+        self.in_a_row = 0.0
 
     @rule(seconds=st.floats(0, 15))
     def time_passes(self, seconds: float) -> None:
@@ -129,14 +147,21 @@ class Callers(RuleBasedStateMachine):
                 self.probe = permit
 
     @precondition(lambda self: self.out)
-    @rule(data=st.data(), stay_away_s=st.sampled_from([0.0, 0.0, 0.0, 5.0, 100.0]))
-    def somebody_fails(self, data: st.DataObject, stay_away_s: float) -> None:
+    @rule(
+        data=st.data(),
+        stay_away_s=st.sampled_from([0.0, 0.0, 0.0, 5.0, 100.0]),
+        weight=st.sampled_from([1.0, 1.0, 0.5, 0.25, 0.0]),
+    )
+    def somebody_fails(self, data: st.DataObject, stay_away_s: float, weight: float) -> None:
         permit = self._leaves(data)
         counts = permit in self.current
-        self.in_a_row += counts
-        opens = counts and (permit is self.probe or self.in_a_row == RULE.failures or stay_away_s > 0)
         was_closed = self.breaker.closed
-        assert self.breaker.failed(permit, self.now, "down", stay_away_s=stay_away_s) == opens
+        self.in_a_row += weight if counts else 0.0
+        enough = RULE.failures if was_closed else 1
+        opens = counts and (self.in_a_row >= enough or stay_away_s > 0)
+        assert self.breaker.failed(permit, self.now, "down", stay_away_s=stay_away_s, weight=weight) == opens
+        if permit is self.probe:
+            self.probe = None
         if opens:
             self._changed()
             assert RULE.first_open_s <= self.breaker.remaining_s(self.now) + 1e-6
@@ -149,7 +174,7 @@ class Callers(RuleBasedStateMachine):
         permit = self._leaves(data)
         closes = permit is self.probe
         if permit in self.current:
-            self.in_a_row = 0
+            self.in_a_row = 0.0
         assert self.breaker.succeeded(permit) == closes
         if closes:
             assert self.breaker.closed
@@ -173,7 +198,7 @@ class Callers(RuleBasedStateMachine):
         return self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
 
     def _changed(self) -> None:
-        self.current, self.probe, self.in_a_row = [], None, 0
+        self.current, self.probe, self.in_a_row = [], None, 0.0
 
 
 TestCallers = Callers.TestCase

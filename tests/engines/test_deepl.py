@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 from collections.abc import AsyncIterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -119,6 +121,26 @@ async def test_nothing_to_translate_is_translated_without_a_call(server: DeepLSe
     assert server.requests == []
 
 
+async def test_the_name_that_is_looked_up_is_that_of_who_is_connected_to(
+    server: DeepLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    getaddrinfo = socket.getaddrinfo
+
+    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
+        names.append(host)
+        return getaddrinfo("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    port = server.url.rpartition(":")[2]
+    async with DeepLEngine(KEY, f"http://deepl.example:{port}").open(OFFLOAD) as instance:
+        assert isinstance(await ask(instance), Translation)
+    monkeypatch.setenv("HTTP_PROXY", f"http://proxy.example:{port}")
+    async with DeepLEngine(KEY, "http://deepl.example").open(OFFLOAD) as instance:
+        assert isinstance(await ask(instance), Translation)
+    assert names == ["deepl.example", "proxy.example"]
+
+
 async def test_requests_go_over_one_connection_which_is_made_at_the_start(server: DeepLServer) -> None:
     async with engine_at(server).open(OFFLOAD) as instance:
         for _ in range(3):
@@ -196,6 +218,16 @@ ROWS = [
     ),
     (Reply(body=b" " * (2**20 + 1)), ErrorCode.TEMPORARY_UNAVAILABLE, True),
     (Reply(302, b"", {"Location": "http://elsewhere.example/"}), ErrorCode.TEMPORARY_UNAVAILABLE, True),
+    (
+        Reply(302, {"translations": [{"text": "hola", "billed_characters": 1}]}, {"Location": "http://elsewhere/"}),
+        ErrorCode.TEMPORARY_UNAVAILABLE,
+        True,
+    ),
+    (Reply(body=b"[" * 200_000), ErrorCode.TEMPORARY_UNAVAILABLE, True),  # deeper than a stack
+    (Reply(429, {"message": None}), ErrorCode.RATE_LIMIT_EXCEEDED, True),
+    (Reply(456, {"message": {"a": 1}}), ErrorCode.QUOTA_EXCEEDED, False),
+    (Reply(503, {"detail": 1}), ErrorCode.TEMPORARY_UNAVAILABLE, True),
+    (Reply(403, {"message": None}), ErrorCode.TRANSLATION_FAILED, False),
     (error(400, "Value for 'target_lang' not supported."), ErrorCode.TRANSLATION_FAILED, False),
     (error(401), ErrorCode.TRANSLATION_FAILED, False),
     (error(403, "Forbidden"), ErrorCode.TRANSLATION_FAILED, False),
@@ -240,6 +272,7 @@ async def test_each_failure_has_its_code_and_what_may_pass_is_tried_again(
         (Reply(breaks="reset in headers"), "reset"),
         (HANG, "no answer within 0.1 s"),
         (Reply(body=b"<html>"), "not one of DeepL's"),
+        (Reply(403, {"message": None}), "HTTP status 403"),
         (error(400, f"what is {TEXT}?"), "HTTP status 400"),
         (error(403, f"{KEY} is no key"), "HTTP status 403"),
         (error(400, "x" * 100_000), "…"),
@@ -291,9 +324,69 @@ async def test_a_server_that_is_not_deepl_is_an_error_at_start_that_names_the_se
             pass
 
 
+NOT_DEEPL = [
+    Reply(301, b"", {"Location": "https://elsewhere.example/"}),
+    Reply(302, {"character_count": 1, "character_limit": 2}, {"Location": "https://elsewhere.example/"}),
+    Reply(200, b"<html>Welcome to our network</html>"),
+    Reply(200, b""),
+    Reply(200, [1]),
+    Reply(200, {}),
+    Reply(200, {"character_count": "many", "character_limit": 5}),
+    Reply(200, b'{"character_count": Infinity}'),
+]
+
+
+@pytest.mark.parametrize("usage", NOT_DEEPL)
+async def test_what_does_not_answer_as_deepl_does_is_not_taken_for_it(server: DeepLServer, usage: Reply) -> None:
+    server.usage = usage
+    with pytest.raises(EngineUnavailable, match=r"DEEPL_SERVER_URL: http://localhost.* not one of DeepL's"):
+        async with engine_at(server).open(OFFLOAD):
+            pass
+    problem = await trio.to_thread.run_sync(check_key, KEY, server.url)
+    assert "DEEPL_SERVER_URL" in str(problem)
+
+
+async def test_a_network_that_answers_for_deepl_itself_is_no_fault_of_the_setting(
+    server: DeepLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.usage = NOT_DEEPL[2]
+    client = import_module("deepl").DeepLClient
+    assert client._DEEPL_SERVER_URL_FREE == "https://api-free.deepl.com"
+    monkeypatch.setattr(client, "_DEEPL_SERVER_URL_FREE", f"{server.url}/")
+    with pytest.raises(EngineUnavailable, match="check the network and HTTPS_PROXY") as refused:
+        async with DeepLEngine(KEY, limits=LIMITS).open(OFFLOAD):
+            pass
+    assert "DEEPL_SERVER_URL" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"character_count": 10, "character_limit": 1_000},
+        {"character_count": 10},
+        {"document_count": 1, "document_limit": 5},
+    ],
+)
+async def test_every_kind_of_account_is_one(server: DeepLServer, usage: Any) -> None:
+    server.usage = Reply(body=usage)
+    with structlog.testing.capture_logs() as logs:
+        async with engine_at(server).open(OFFLOAD):
+            pass
+    assert logs == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refusal_without_words_is_one(server: DeepLServer, status: int) -> None:
+    server.usage = Reply(status, {"message": None})
+    with pytest.raises(EngineUnavailable, match=f"DEEPL_API_KEY is refused by .*HTTP status {status}"):
+        async with engine_at(server).open(OFFLOAD):
+            pass
+
+
 @pytest.mark.parametrize(
     ("usage", "reason"),
     [
+        (Reply(456, {"message": {"a": 1}}), "HTTP status 456"),
         (error(503), "Service unavailable"),
         (HANG, "no answer within 0.2 s"),
         (Reply(body={"character_count": 1_000, "character_limit": 1_000}), "quota"),

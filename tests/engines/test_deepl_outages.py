@@ -5,29 +5,37 @@ from __future__ import annotations
 import importlib.util
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 from time import time
+from typing import Any, TypeVar
 
 import pytest
 import structlog
 import trio
 import trustme
 from attrs import evolve
+from trio.testing import MockClock
 
 from protocol.errors import ErrorCode
+from sts_trio.engines import resolver
 from sts_trio.engines.base import EngineFailure, Instance, Translation, TranslationRequest
 from sts_trio.engines.breaker import BreakerRule
 from sts_trio.engines.deepl import DeepLEngine, DeepLLimits
+from sts_trio.engines.failover import FailoverTranslation
 from sts_trio.engines.pool import Pool
 from sts_trio.engines.retry import RetryPlan
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
+from sts_trio.testing.engines import ScriptedTranslation, Step
 
 from .conftest import need
 from .deepl_server import HANG, KEY, DeepLServer, Reply, deepl_server, error
+
+T = TypeVar("T")
 
 OFFLOAD = thread_offload(4)
 
@@ -145,6 +153,17 @@ async def test_nothing_of_a_failure_stays_in_the_connection(server: DeepLServer)
             assert await ask(instance, f"sentence {number}") == Translation(f"<ES>sentence {number}")
 
 
+async def test_a_connection_that_the_server_ends_is_ended_here_as_well(server: DeepLServer) -> None:
+    async with DeepLEngine(KEY, server.url, limits=LIMITS).open(OFFLOAD) as instance:
+        server.will(Reply(headers={"Connection": "close"}))
+        assert await ask(instance) == Translation("<ES>hello")
+        with trio.fail_after(1.0):
+            await server.all_ended.wait()
+        server.will(Reply(headers={"Connection": "close"}, drop_s=0.02))
+        assert await code(instance) is None  # cut as any other, and asked again
+        assert server.gone == 1
+
+
 # ------------------------------------------------------------------------------------------ giving up
 
 
@@ -247,6 +266,72 @@ async def test_a_handshake_that_hangs_is_cut() -> None:
             assert trio.current_time() - scope.deadline < SLACK_S
 
 
+# ------------------------------------------------------------------------------------------ names
+
+
+@pytest.fixture
+def no_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """From when it is set on lookups do not end, and nothing can end them."""
+    silent, end, getaddrinfo = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def look_up(*arguments: Any, **options: Any) -> Any:
+        if silent.is_set():
+            assert end.wait(30.0)
+        return getaddrinfo(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield silent
+    end.set()
+
+
+@pytest.mark.slow
+async def test_a_resolver_that_does_not_answer_is_an_outage_like_any_other(no_name_server: threading.Event) -> None:
+    need(importlib.util.find_spec("deepl"), "pip install 'sts-trio[translation]'")
+    async with deepl_server() as server, trio.open_nursery() as nursery:
+        no_name_server.set()
+        engine = DeepLEngine(KEY, server.url, limits=LIMITS)
+        pool = Pool("translation", engine, slots=2, max_waiting=10, offload=OFFLOAD, metrics=Metrics())
+        with structlog.testing.capture_logs() as logs:
+            await nursery.start(pool.run)  # even at start
+        assert [line["event"] for line in logs] == ["deepl_not_ready"] * 2
+        assert "no answer to the lookup of localhost within 0.2 s" in logs[0]["reason"]
+
+        for _ in range(4):
+            started = trio.current_time()
+            with pytest.raises(EngineFailure, match="lookup of localhost") as failed:
+                await _submit(pool)
+            assert failed.value.code is ErrorCode.NETWORK_ERROR
+            assert trio.current_time() - started < LIMITS.longest_s + SLACK_S
+        assert not engine.breaker.closed
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+async def test_a_resolver_that_does_not_answer_leaves_the_next_provider_its_time(
+    no_name_server: threading.Event,
+) -> None:
+    need(importlib.util.find_spec("deepl"), "pip install 'sts-trio[translation]'")
+    async with deepl_server() as server:
+        no_name_server.set()
+        deepl = DeepLEngine(KEY, server.url, limits=LIMITS)
+        other = ScriptedTranslation(name="other", script=lambda _: Step(Translation("hola")))
+        async with FailoverTranslation((deepl, other)).open(OFFLOAD) as instance:
+            assert await ask(instance, deadline_s=0.6) == Translation("hola", model="other")
+
+
+@pytest.mark.slow
+async def test_a_connection_is_made_again_to_where_it_was_while_no_name_is_found(
+    server: DeepLServer, no_name_server: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "FRESH_S", 0.0)
+    monkeypatch.setattr(resolver, "PATIENCE_S", 0.05)
+    async with DeepLEngine(KEY, server.url, limits=LIMITS).open(OFFLOAD) as instance:
+        no_name_server.set()
+        server.will(Reply(breaks="reset in body"))
+        assert await ask(instance) == Translation("<ES>hello")
+    assert server.connections == 2
+
+
 # ------------------------------------------------------------------------------------------ the breaker
 
 
@@ -328,8 +413,42 @@ async def test_fragments_that_came_too_late_leave_it_closed(server: DeepLServer)
     server.always = Reply(delay_s=0.06)
     async with DeepLEngine(KEY, server.url, limits=LIMITS).open(OFFLOAD) as instance:
         for _ in range(5):
-            assert await code(instance, deadline_s=0.06) is ErrorCode.NETWORK_ERROR
+            assert await code(instance, deadline_s=0.02) is ErrorCode.NETWORK_ERROR
         assert await code(instance) is None
+
+
+@pytest.mark.slow
+async def test_a_hang_is_an_outage_for_fragments_with_little_time_as_well(server: DeepLServer) -> None:
+    """Each has less time than is fair, but so many in a row have had enough."""
+    async with DeepLEngine(KEY, server.url, limits=LIMITS).open(OFFLOAD) as instance:
+        server.always = HANG
+        for _ in range(4):  # each a part of 0.8
+            assert await code(instance, deadline_s=0.08) is ErrorCode.NETWORK_ERROR
+        asked = len(server.requests)
+        assert await code(instance, deadline_s=0.08) is ErrorCode.NETWORK_ERROR
+        assert len(server.requests) == asked
+
+
+async def test_a_call_that_nothing_ends_in_time_is_an_outage_although_it_is_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    need(importlib.util.find_spec("deepl"), "pip install 'sts-trio[translation]'")
+
+    async def stuck(function: Callable[..., T], /, *arguments: object) -> T:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    engine = DeepLEngine(KEY, "http://localhost:1", limits=LIMITS)
+    async with engine._connect(stuck) as instance:
+        for seconds, closed in ((LIMITS.attempt_s / 2, True), (LIMITS.attempt_s * 2, False)):
+            for _ in range(LIMITS.breaker.failures):
+                assert engine.breaker.closed
+                async with trio.open_nursery() as fragment:
+                    fragment.start_soon(ask, instance)
+                    await trio.sleep(seconds)
+                    fragment.cancel_scope.cancel()
+            assert engine.breaker.closed is closed
+        assert await code(instance) is ErrorCode.NETWORK_ERROR
 
 
 async def test_a_last_try_that_came_too_late_hides_no_earlier_answer(server: DeepLServer) -> None:

@@ -193,6 +193,41 @@ async def test_a_request_that_nobody_waits_for_goes_to_nobody_else(autojump_cloc
         nursery.cancel_scope.cancel()
 
 
+async def test_a_deadline_that_has_just_passed_is_a_deadline(autojump_clock: MockClock) -> None:
+    """The event loop was busy, and has not delivered it yet."""
+    first, second = works("first", 1.0), works("second")
+    async with FailoverTranslation((first, second)).open(inline_offload) as instance:
+        with trio.move_on_after(1.0) as scope:
+            autojump_clock.jump(1.001)
+            await instance([REQUEST])
+    assert scope.cancelled_caught
+    assert second.requests == []
+
+
+# ------------------------------------------------------------------------------------------ defects
+
+
+def broken(name: str) -> ScriptedTranslation:
+    return ScriptedTranslation(name=name, script=lambda _: Step(ZeroDivisionError("a defect")))
+
+
+async def test_a_defect_of_one_is_logged_and_the_next_translates() -> None:
+    with structlog.testing.capture_logs() as logs:
+        assert await ask(broken("first"), works("second")) == Translation("hola (second)", model="second")
+    [defect] = [line for line in logs if line["event"] == "engine_defect"]
+    assert defect["provider"] == "first"
+    assert defect["exc_info"]
+
+
+async def test_a_defect_with_which_nobody_can_help_is_a_defect_as_ever() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await ask(fails("first", ErrorCode.NETWORK_ERROR), broken("second"))
+    answer = await ask(broken("first"), fails("second", ErrorCode.NETWORK_ERROR))
+    assert isinstance(answer, EngineFailure)
+    assert answer.code is ErrorCode.INTERNAL_ERROR
+    assert str(answer) == "first: internal error"
+
+
 # ------------------------------------------------------------------------------------------ life
 
 
