@@ -185,7 +185,9 @@ class Examination:
         if problem is None:
             yield Finding("DEEPL_API_KEY", State.OK, "DeepL takes it")
         else:
-            yield Finding("DEEPL_API_KEY", State.MISSING, problem.replace(key, "(the key)"))
+            # As at the server's start: what time may mend is no reason not to.
+            state = State.MISSING if problem.fatal else State.WARNING
+            yield Finding("DEEPL_API_KEY", state, problem.message.replace(key, "(the key)"))
 
     def _voices_file(self) -> Iterator[Finding]:
         """The engine says more, if it gets so far: this is for when its model is missing."""

@@ -87,7 +87,7 @@ class DeepLLimits:
 # -------------------------------------------------------------------------------------- engine
 
 
-@frozen(eq=False)
+@define(eq=False)
 class DeepLEngine:
     """`TranslationEngine` on the DeepL API.
 
@@ -111,6 +111,7 @@ class DeepLEngine:
     breaker: Breaker[EngineFailure] = field(init=False, repr=False)
     resolver: Resolver = field(factory=Resolver, init=False, repr=False)
     _languages: frozenset[str] = field(init=False, repr=False)
+    _open: int = field(default=0, init=False, repr=False)
 
     @breaker.default
     def _closed(self) -> Breaker[EngineFailure]:
@@ -153,12 +154,17 @@ class DeepLEngine:
             EngineUnavailable: DeepL refuses the key, or is not what `server_url` leads to.
         """
         async with self._connect(offload) as instance:
-            problem = await instance.check(self.limits.check_s)
-            if problem is not None and problem.fatal:
-                raise EngineUnavailable(str(problem))
-            if problem is not None:
-                log.warning("deepl_not_ready", reason=str(problem))
-            yield instance
+            self._open += 1
+            try:
+                if self._open == 1:  # one slot asks for all
+                    problem = await instance.check(self.limits.check_s)
+                    if problem is not None and problem.fatal:
+                        raise EngineUnavailable(str(problem))
+                    if problem is not None:
+                        log.warning("deepl_not_ready", reason=str(problem))
+                yield instance
+            finally:
+                self._open -= 1
 
     async def check(self, offload: Offload) -> Problem | None:
         """What keeps DeepL from translating at present, if anything does."""
@@ -187,7 +193,7 @@ class Problem:
         return self.message
 
 
-def check_key(api_key: str, server_url: str | None = None, timeout_s: float = 3.0) -> str | None:
+def check_key(api_key: str, server_url: str | None = None, timeout_s: float = 3.0) -> Problem | None:
     """Ask DeepL about a key. Blocks for about `timeout_s` at most; not to be called on trio's own thread.
 
     Returns:
@@ -196,9 +202,8 @@ def check_key(api_key: str, server_url: str | None = None, timeout_s: float = 3.
     try:
         engine = DeepLEngine(api_key, server_url, limits=DeepLLimits(check_s=timeout_s))
     except EngineUnavailable as unavailable:
-        return str(unavailable)
-    problem = trio.run(engine.check, thread_offload(1))
-    return None if problem is None else str(problem)
+        return Problem(str(unavailable), fatal=True)
+    return trio.run(engine.check, thread_offload(1))
 
 
 # -------------------------------------------------------------------------------------- instance

@@ -16,7 +16,7 @@ import trio
 from protocol.errors import ErrorCode
 from sts_trio.engines.base import EngineFailure, EngineUnavailable, Instance, Translation, TranslationRequest
 from sts_trio.engines.breaker import BreakerRule
-from sts_trio.engines.deepl import DeepLEngine, DeepLLimits, check_key
+from sts_trio.engines.deepl import DeepLEngine, DeepLLimits, Problem, check_key
 from sts_trio.engines.retry import RetryPlan
 from sts_trio.offload import thread_offload
 
@@ -406,12 +406,21 @@ async def test_a_deepl_that_is_not_there_at_start_may_be_later(server: DeepLServ
     assert reason in line["reason"]
 
 
+async def test_one_slot_asks_for_all(server: DeepLServer) -> None:
+    server.usage = error(503, "down")
+    engine = engine_at(server)
+    with structlog.testing.capture_logs() as lines:
+        async with engine.open(OFFLOAD), engine.open(OFFLOAD):
+            pass
+    assert [line["event"] for line in lines] == ["deepl_not_ready"]
+
+
 @pytest.mark.parametrize("key", ["", " spaced", "line\nbreak", "schlüssel"])
 def test_what_cannot_be_a_key_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(EngineUnavailable, match="DEEPL_API_KEY") as refused:
         DeepLEngine(key)
     assert not key or key not in str(refused.value)
-    assert check_key(key) == str(refused.value)
+    assert check_key(key) == Problem(str(refused.value), fatal=True)
 
 
 def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +431,7 @@ def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_key_can_be_checked_by_itself(server: DeepLServer) -> None:
-    async def check(key: str = KEY, timeout_s: float = 1.0) -> str | None:
+    async def check(key: str = KEY, timeout_s: float = 1.0) -> Problem | None:
         return await trio.to_thread.run_sync(check_key, key, server.url, timeout_s)
 
     assert await check() is None
