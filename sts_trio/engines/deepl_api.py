@@ -1,14 +1,12 @@
 """DeepL's API through its own client, `deepl.DeepLClient`: blocking calls that end when they are told to.
 
-All that is particular to the `deepl` package and to `requests` under it stays in this module. Three things are done
-differently from what the package does by itself:
+All that is particular to the `deepl` package stays in this module, and what it takes to end a call of `requests` in
+`line`. Three things are done differently from what the package does by itself:
 
 * One call is one attempt. The package would retry for up to minutes, asleep in the thread; `BoundedHttp` answers its
   client's one request method and leaves retries to the caller. The package's own settings, which are the whole
   process's (`deepl.http_client.max_network_retries`, `min_connection_timeout`), stay as they are.
-* A call has an end. A time-out of `requests` is for each read, and a server that sends a byte now and then is never
-  late. So the socket is in our hand from before it is connected, and shutting it down (`cut`) ends whatever the call is
-  doing with it. Names are looked up elsewhere (`Resolver`): nothing could end that here.
+* A call has an end: its time is up, or it is cut (`Line`).
 * What a server says in ``Retry-After`` is kept; the package drops it. Its status is kept as well: the package fails
   where an error's message is no text. A redirect, which it takes for a success, is not DeepL's.
 """
@@ -16,11 +14,7 @@ differently from what the package does by itself:
 from __future__ import annotations
 
 import logging
-import socket
-import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import deepl
@@ -28,14 +22,11 @@ import requests
 import urllib3
 from attrs import frozen
 from deepl.http_client import HttpClient
-from requests.adapters import HTTPAdapter
 
 from .. import __version__
-from .resolver import Address, Resolver
+from .line import Line, LineAdapter
+from .resolver import Resolver
 from .retry import parse_retry_after
-
-CONNECT_S: Final = 1.0
-"""What one address is given to accept a connection before the next is tried."""
 
 MAX_ANSWER_BYTES: Final = 2**20
 """An answer is about as long as its request, which DeepL limits to 128 KiB."""
@@ -216,7 +207,7 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
         self.status: int | None = None
         self.retry_after: str | None = None
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Adapter(self.line))
+            self._session.mount(scheme, LineAdapter(self.line))
 
     def close(self) -> None:
         super().close()
@@ -257,149 +248,6 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
 
 class _NotItsAnswer(deepl.DeepLException):  # type: ignore[misc]
     """An answer that is longer than DeepL's can be, or leads elsewhere."""
-
-
-class Line:
-    """The one TCP connection of a client, within reach of other threads.
-
-    What is kept is a second handle of the socket: closing or encrypting the first leaves it valid, and shutting it
-    down ends what is done with either, a connect or a TLS handshake included.
-    """
-
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-        self._looking_up: str | None = None
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._is_released = False
-        self._until = 0.0
-        self._limit_s = 0.0
-        self._is_cut = False
-
-    def start(self, limit_s: float) -> None:
-        self._limit_s, self._until = limit_s, time.monotonic() + limit_s
-        self._is_cut = False
-        self._looking_up = None
-
-    def left_s(self) -> float:
-        """What a socket may be given to wait.
-
-        Raises:
-            TimeoutError: the call's time is up.
-        """
-        if self.is_over:
-            raise TimeoutError
-        return max(self._until - time.monotonic(), 0.001)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the call has no time left, or was cut."""
-        return self._is_cut or time.monotonic() >= self._until
-
-    def overdue(self) -> str | None:
-        """What did not come in time; None where the call is not over."""
-        whose = f" to the lookup of {self._looking_up}" if self._looking_up else ""
-        return f"no answer{whose} within {self._limit_s:.1f} s" if self.is_over else None
-
-    def cut(self) -> None:
-        with self._lock:
-            self._is_cut = True
-            if self._socket is not None:
-                with suppress(OSError):  # not connected any more
-                    self._socket.shutdown(socket.SHUT_RDWR)
-
-    def connect(self, host: str, port: int) -> socket.socket:
-        """A connection to the first address of `host` that accepts one.
-
-        Raises:
-            OSError: none did, or the call ended.
-        """
-        failure = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in self._look_up(host.strip("[]"), port):
-            connection = socket.socket(family, kind, protocol)
-            try:
-                self._hold(connection)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.settimeout(min(CONNECT_S, self.left_s()))
-                connection.connect(address)
-                connection.settimeout(self.left_s())
-            except OSError as error:
-                connection.close()
-                failure = error
-            else:
-                return connection
-        raise failure
-
-    def release(self) -> None:
-        """The connection is closed for further calls; what is left of this one's answer may still be read from it."""
-        self._is_released = True
-
-    def end(self) -> None:
-        """The call is over."""
-        if self._is_released:
-            self.close()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-
-    def _look_up(self, host: str, port: int) -> Sequence[Address]:
-        self._looking_up = host
-        try:
-            addresses = self._resolver.addresses(host, port, self.left_s())
-        except TimeoutError:
-            self.cut()  # by whichever clock: the call's time is up
-            raise
-        self._looking_up = None
-        return addresses
-
-    def _hold(self, connection: socket.socket) -> None:
-        self.close()
-        with self._lock:
-            self._socket = connection.dup()
-            self._is_released = False
-
-
-class _Adapter(HTTPAdapter):
-    """`requests` over connections of a line, to a proxy as well."""
-
-    def __init__(self, line: Line) -> None:
-        self._pools = {
-            "http": _pool_on(line, urllib3.HTTPConnectionPool),
-            "https": _pool_on(line, urllib3.HTTPSConnectionPool),
-        }
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = self._pools
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = self._pools
-        return manager
-
-
-def _pool_on(line: Line, pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
-    connection: Any = pool.ConnectionCls
-
-    class Connection(connection):  # type: ignore[misc]  # it is one of two
-        def _new_conn(self) -> socket.socket:
-            try:
-                return line.connect(self._dns_host, self.port)
-            except OSError as error:  # as it stands urllib3 would take some for an answer that came early
-                raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
-
-        def close(self) -> None:
-            super().close()
-            line.release()
-
-    class Pool(pool):  # type: ignore[misc, valid-type]  # the same
-        ConnectionCls = Connection
-
-    return Pool
 
 
 def _innermost(error: BaseException) -> str:
