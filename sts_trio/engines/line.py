@@ -1,8 +1,8 @@
 """A connection of `requests` that ends when it is told to.
 
 A time-out of `requests` is for each read, and a server that sends a byte now and then is never late. So the socket is
-in our hand from before it is connected, and shutting it down ends whatever a call is doing with it. Names are looked up elsewhere (`Resolver`): nothing could end
-that here.
+in our hand from before it is connected, and shutting it down ends whatever a call is doing with it. Names are looked up
+elsewhere (`Resolver`): nothing could end that here.
 """
 
 from __future__ import annotations
