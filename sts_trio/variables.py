@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from attrs import Attribute, field
 
@@ -108,6 +109,10 @@ def http_url(text: str) -> str:
         raise HoldsSecret("must be a URL without a user or password")
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
         raise ValueError("must be a URL such as https://api.deepl.com")
+    try:
+        _ = urlsplit(text).port  # what it finds wrong with brackets and ports
+    except ValueError as error:
+        raise ValueError(f"must be a URL such as https://api.deepl.com ({error})") from None
     return text.rstrip("/")
 
 

@@ -61,6 +61,8 @@ def test_every_variable_is_read() -> None:
         ("TRANSLATION_PROVIDER", "deepl,"),
         ("DEEPL_SERVER_URL", "api.deepl.com"),
         ("DEEPL_SERVER_URL", "https://api.deepl.com?key=1"),
+        ("DEEPL_SERVER_URL", "http://[::1"),
+        ("DEEPL_SERVER_URL", "http://localhost:port"),
         ("DEEPL_FORMALITY", "rude"),
         ("DEEPL_GLOSSARY_ID", "en-es=1"),
         ("DEEPL_GLOSSARY_ID", f"en-es={UUID},EN-ES={UUID}"),

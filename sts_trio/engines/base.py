@@ -50,7 +50,7 @@ class EngineFailure(Exception):
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
+        super().__init__(well_formed(message))
         self.code = code
 
 
@@ -251,6 +251,11 @@ class TtsEngine(Engine[SpeechRequest, Speech], Protocol):
     def voices(self) -> Sequence[Voice]:
         """What can be asked for, ``default`` first."""
         ...
+
+
+def well_formed(text: str) -> str:
+    """`text` without lone surrogates, which a service may answer in JSON and nothing can write in UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def primary_subtag(language: str) -> str:

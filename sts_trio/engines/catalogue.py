@@ -131,7 +131,7 @@ def find_model(variable: str, name: str, models_dir: Path, required: Sequence[st
         folder, required = models_dir / name, MODELS[name].required
         remedy = how_to_pull(MODELS[name], folder)
     else:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         remedy = f"{variable} must be a folder with {', '.join(required)}"
     if not folder.is_dir():
         raise EngineUnavailable(f"{variable}={name}: there is no folder {folder}: {remedy}")

@@ -206,6 +206,8 @@ class BoundedHttp(HttpClient):  # type: ignore[misc]  # the package counts as un
         self.line = Line(resolver)
         self.status: int | None = None
         self.retry_after: str | None = None
+        # Else `requests` would read all of a redirect's body, only to know where it leads.
+        self._session.get_redirect_target = lambda response: None
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, LineAdapter(self.line))
 

@@ -50,13 +50,16 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            return _structure(orjson.loads(path.read_bytes()), cls)
+            manifest = _structure(orjson.loads(path.read_bytes()), cls)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ManifestError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ManifestError(f"{path} is no manifest of a model") from None
+        if not manifest.files:
+            raise ManifestError(f"{path} names no file")
+        return manifest
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2))

@@ -14,6 +14,7 @@ exactly one of the two. What is wrong is said at start, with the file, the voice
 from __future__ import annotations
 
 import json
+import os
 import re
 import textwrap
 from collections.abc import Collection
@@ -73,8 +74,10 @@ def read_voices(file: Path, *, languages: Collection[str], speakers: Collection[
         EngineUnavailable: something is wrong; the message names the file, the voice and the field.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
         content = json.loads(file.read_text("utf-8"), object_pairs_hook=_without_repetition)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineUnavailable(f"VOICES_FILE={file} cannot be read: {error}") from error
     if not isinstance(content, dict) or not content:
         raise EngineUnavailable(f"VOICES_FILE={file} must be an object of at least one voice, by its id")
@@ -97,9 +100,9 @@ def read_reference(file: Path, voice: FileVoice) -> Samples:
     def refusal(why: str) -> EngineUnavailable:
         return voice_unusable(file, voice.id, "reference", f"{path} {why}")
 
-    if not path.is_file():
-        raise refusal("does not exist")
     try:
+        if not path.is_file():
+            raise refusal("does not exist")
         about = soundfile.info(str(path))
         if about.samplerate < MIN_REFERENCE_RATE_HZ:
             raise refusal(f"has {about.samplerate} Hz; record it with at least {MIN_REFERENCE_RATE_HZ} Hz")
@@ -147,7 +150,7 @@ def _voice(file: Path, id_: str, entry: Any, languages: Collection[str], speaker
     if speaker is not None and speaker not in speakers:
         known = textwrap.shorten(", ".join(sorted(speakers)), 400, placeholder=" ...") or "no speakers"
         raise refusal("speaker", f"the checkpoint has no {speaker!r}; it has {known}")
-    path = None if reference is None else file.parent / Path(reference).expanduser()
+    path = None if reference is None else file.parent / os.path.expanduser(reference)
     return FileVoice(id_, language, speaker, path, entry.get("description", ""))
 
 

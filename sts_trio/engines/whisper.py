@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,9 @@ from .gpu import is_out_of_memory, preload_cublas
 from .listener import Listener, whisper_code
 
 GIB: Final = 2**30
+
+PROMPT_TOKENS: Final = ("<|startoftranscript|>", "<|startofprev|>", "<|transcribe|>", "<|notimestamps|>")
+"""What prompts are made of, beside languages: the tokenizer and the model must mean the same by them."""
 
 
 class WhisperEngine:
@@ -60,7 +63,8 @@ class WhisperEngine:
         self.compute_type = _compute_type(
             compute_type, self.device, ctranslate2.get_supported_compute_types(self.device)
         )
-        self.languages = _languages(folder)
+        self._specials = _special_tokens(folder)
+        self.languages = _languages(self._specials)
 
     @property
     def gpu_memory_bytes(self) -> int:
@@ -97,6 +101,9 @@ class WhisperEngine:
             model = WhisperModel(
                 str(self._folder), device=self.device, compute_type=self.compute_type, cpu_threads=self._threads
             )
+            for token in (*PROMPT_TOKENS, *(f"<|{language}|>" for language in self.languages)):
+                if self._specials.get(token) != model.hf_tokenizer.token_to_id(token):
+                    raise ValueError(f"tokenizer.json is of another model: it has {token} in another place, or not")
             listener = Listener(model, self.languages)
             # A GPU chooses its kernels and takes its memory for the largest batch now, and not in the first fragment.
             listener.warm(self.max_batch if self.device == "cuda" else 1)
@@ -157,22 +164,26 @@ def _check_preprocessor(folder: Path) -> None:
         json.loads(path.read_text(encoding="utf-8"))
 
 
-def _languages(folder: Path) -> frozenset[str]:
-    """What the model has tokens for; English only where its vocabulary lacks the empty token.
-
-    That token is how CTranslate2 tells the two kinds: English-only vocabularies have the languages' tokens too.
+def _special_tokens(folder: Path) -> Mapping[str, int]:
+    """The tokens of the model that are no text, and their numbers; the empty one is how CTranslate2 knows a
+    multilingual model, since the vocabularies of the others have the languages' tokens too.
     """
     path = next((path for path in (folder / "vocabulary.json", folder / "vocabulary.txt") if path.is_file()), None)
     if path is None:
         raise EngineUnavailable(f"ASR_MODEL: {folder} has no vocabulary.json and no vocabulary.txt")
     try:
         text = path.read_text(encoding="utf-8")
-        tokens = set(json.loads(text) if path.suffix == ".json" else text.split("\n")[:-1])
-    except (OSError, ValueError, TypeError) as error:
+        tokens = json.loads(text) if path.suffix == ".json" else text.split("\n")[:-1]
+        return {token: number for number, token in enumerate(tokens) if not token or token.startswith("<|")}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EngineUnavailable(f"ASR_MODEL: {path} cannot be read: {error}") from error
-    if "" not in tokens:
+
+
+def _languages(specials: Collection[str]) -> frozenset[str]:
+    """What the model has tokens for."""
+    if "" not in specials:
         return frozenset({"en"})
     from faster_whisper.tokenizer import _LANGUAGE_CODES  # a model may have more than the library takes
 
-    codes = (re.fullmatch(r"<\|([a-z]{2,3})\|>", token) for token in tokens)
+    codes = (re.fullmatch(r"<\|([a-z]{2,3})\|>", token) for token in specials)
     return frozenset(code[1] for code in codes if code) & set(_LANGUAGE_CODES)

@@ -126,7 +126,7 @@ def read_configuration(folder: Path) -> Checkpoint:
         channels, speaker_channels = (
             int(args.get(name, getattr(XttsArgs, name))) for name in ("gpt_n_model_channels", "d_vector_dim")
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineUnavailable(
             f"{path} is no configuration of XTTS ({brief(error)}): {how_to_repair(folder)}"
         ) from error
@@ -174,6 +174,8 @@ def read_speakers(folder: Path, checkpoint: Checkpoint) -> Mapping[str, Latents]
                 raise ValueError(f"speaker {name!r} has a gpt_cond_latent of the shape {gpt}")
             if speaker != (1, checkpoint.speaker_channels, 1):
                 raise ValueError(f"speaker {name!r} has a speaker_embedding of the shape {speaker}")
+            if not (latents.gpt.isfinite().all() and latents.speaker.isfinite().all()):
+                raise ValueError(f"speaker {name!r} has latents that are no numbers")
     except Exception as error:  # whatever a damaged pickle, or a file of something else, leads to
         raise EngineUnavailable(
             f"{path} is damaged or of another model ({brief(error)}): {how_to_repair(folder)}"

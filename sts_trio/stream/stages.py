@@ -24,6 +24,7 @@ from ..engines.base import (
     Transcript,
     Translation,
     TranslationRequest,
+    well_formed,
 )
 from ..engines.codec import DecodeRequest, StretchRequest
 from ..engines.suite import EngineSuite
@@ -72,7 +73,7 @@ class Stages:
                 previous_text=fragment.context,
             )
             answer = await self.engines.transcribe.submit(request, stream=self.stream_id)
-        transcript = answer.text.strip()
+        transcript = well_formed(answer.text).strip()
         fragment.speech = None  # the largest thing nobody needs any more
         fragment.transcript = TranscriptAsset(
             asset_id=fragment.asset_id("transcript"),
@@ -100,7 +101,7 @@ class Stages:
             asset_id=fragment.asset_id("translation"),
             parent_asset_ids=(fragment.transcript.asset_id,),
             source_text=fragment.transcript.transcript,
-            translated_text=answer.text.strip(),
+            translated_text=well_formed(answer.text).strip(),
             model=answer.model,
         )
 

@@ -96,6 +96,8 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     manifest = install(tmp_path / TINY) / "manifest.json"
     manifest.write_text("{")
     assert f"{manifest} is no manifest of a model: sts-trio models pull {TINY}" in refusal(tmp_path)
+    manifest.write_text('{"repository": "r", "revision": "c", "files": {}}')
+    assert f"{manifest} names no file" in refusal(tmp_path)
     manifest.unlink()
     manifest.mkdir()
     assert f"{manifest} cannot be read: Is a directory" in refusal(tmp_path)

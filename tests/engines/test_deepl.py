@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import socket
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from importlib import import_module
 from typing import Any
@@ -404,6 +406,18 @@ async def test_a_deepl_that_is_not_there_at_start_may_be_later(server: DeepLServ
     assert line["event"] == "deepl_not_ready"
     assert line["log_level"] == "warning"
     assert reason in line["reason"]
+
+
+async def test_the_body_of_a_redirect_is_not_read_without_measure(server: DeepLServer) -> None:
+    bomb = gzip.compress(bytes(300 * 2**20))
+    server.will(Reply(302, bomb, {"Location": "http://elsewhere.example/", "Content-Encoding": "gzip"}))
+    tracemalloc.start()
+    try:
+        async with engine_at(server).open(OFFLOAD) as instance:
+            await instance([TranslationRequest("hello", "en", "es")])
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 async def test_one_slot_asks_for_all(server: DeepLServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ SPEAKER = {"language": "es", "speaker": "Luis Moray"}
     ("content", "message"),
     [
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[]", "must be an object"),
         ("{}", "at least one voice"),
         ('{"a": {}, "a": {}}', "'a' is there twice"),
@@ -132,3 +134,15 @@ def test_a_recording_comes_as_the_model_wants_it(tmp_path: Path, rate_hz: int) -
     assert samples.shape == (3 * REFERENCE_RATE_HZ,)
     assert samples.dtype == np.float32
     assert np.abs(samples).max() == pytest.approx(0.2, rel=0.05)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "voices.json")
+    with pytest.raises(EngineUnavailable, match="cannot be read: it is no file"):
+        read(tmp_path / "voices.json")
+
+
+def test_a_path_that_cannot_be_is_the_fault_of_its_voice(tmp_path: Path) -> None:
+    file = write(tmp_path, {"a": {"language": "es", "reference": "a" * 5_000}})
+    with pytest.raises(EngineUnavailable, match=r"voice 'a': reference: .* cannot be read as audio: .*name too long"):
+        read(file)

@@ -127,6 +127,17 @@ async def test_half_a_model_is_an_error_at_start_that_names_its_folder(file: str
             pytest.fail("it was loaded")
 
 
+async def test_a_tokenizer_of_another_model_is_an_error_at_start(
+    model: Path, english_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    shutil.copy(english_model / "tokenizer.json", folder)
+
+    with pytest.raises(EngineUnavailable, match=r"tokenizer\.json is of another model"):
+        async with whisper(folder).open(OFFLOAD):
+            pytest.fail("it was loaded")
+
+
 async def test_a_model_of_the_catalogue_can_be_pulled_again(model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model, tmp_path / "faster-whisper-base")
     (folder / "model.bin").write_bytes(b"no model")

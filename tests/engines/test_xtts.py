@@ -129,7 +129,7 @@ def test_on_a_gpu_it_says_how_much_it_takes(folder: Path, monkeypatch: pytest.Mo
     assert build(folder, device="cpu").gpu_memory_bytes == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": "vits"}', b'{"model": "xtts"}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b'{"model": "vits"}', b'{"model": "xtts"}'])
 def test_a_damaged_configuration_is_named(folder: Path, tmp_path: Path, content: bytes) -> None:
     broken = damaged(folder, tmp_path, "config.json", lambda _: content)
 
@@ -174,6 +174,18 @@ def test_a_speaker_of_another_model_is_named(folder: Path, tmp_path: Path, laten
     torch.save(speakers, copy / "speakers_xtts.pth")
 
     with pytest.raises(EngineUnavailable, match=rf"speakers_xtts\.pth is damaged or of .* 'Ben High' .* {latent} of"):
+        build(copy)
+
+
+def test_a_speaker_that_is_no_numbers_is_named(folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    speakers = torch.load(folder / "speakers_xtts.pth", weights_only=True)
+    speakers[SPEAKERS[1]]["gpt_cond_latent"][0, 3, 3] = torch.nan
+    copy = damaged(folder, tmp_path, "speakers_xtts.pth", lambda content: content)
+    torch.save(speakers, copy / "speakers_xtts.pth")
+
+    with pytest.raises(EngineUnavailable, match="'Ben High' has latents that are no numbers"):
         build(copy)
 
 

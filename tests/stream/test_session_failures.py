@@ -297,3 +297,15 @@ async def test_silence_after_speech_does_not_count_as_speech(autojump_clock: Moc
         await send(worker, 0)
         (result,) = await worker.wait_for("fragment:processed")
         assert result["status"] == "success"
+
+
+async def test_what_cannot_be_written_in_utf_8_is_replaced_wherever_it_comes_from(autojump_clock: MockClock) -> None:
+    said = iter((Translation("a\ud800b"), EngineFailure(ErrorCode.TRANSLATION_FAILED, "DeepL: \udfff")))
+    translation = ScriptedTranslation(script=lambda _: Step(next(said)))
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("x\ud800")))
+    async with memory_server(scripted_models(asr, translation)) as server:
+        worker = await opened(server)
+        await send(worker, 0, 1)
+        one, other = await worker.wait_for("fragment:processed", 2)
+    assert (one["transcript"], one["translated_text"]) == ("x?", "a?b")
+    assert other["error"]["message"] == "DeepL: ?"
