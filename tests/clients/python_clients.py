@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,6 +16,13 @@ CONNECT_TIMEOUT_S: Final = 10
 """Unasked, `Client` and `AsyncClient` give a connection one second, which a busy machine can exceed."""
 
 RECEIVE_TIMEOUT_S: Final = 45.0
+
+OPTIONS: Final[dict[str, Any]] = {
+    # Unasked, 5 s: a client whose POST takes longer on a busy machine goes on as if connected, and never sends again.
+    "request_timeout": 20,
+    # What a client gives up over is in the logs that are shown when a test fails.
+    "engineio_logger": logging.getLogger("engineio"),
+}
 
 ConnectionRefused = socketio.exceptions.ConnectionError
 Args = list[Any]
@@ -114,7 +122,7 @@ class Async(EventDriven):
     """`AsyncClient`."""
 
     def __init__(self) -> None:
-        super().__init__(socketio.AsyncClient())
+        super().__init__(socketio.AsyncClient(**OPTIONS))
 
     async def connect(self, url: str, namespaces: list[str], wait: bool = True, **options: Any) -> None:
         self.listen(namespaces)
@@ -140,7 +148,7 @@ class Threaded(EventDriven):
     keeps_order = False
 
     def __init__(self) -> None:
-        super().__init__(socketio.Client())
+        super().__init__(socketio.Client(**OPTIONS))
 
     async def connect(self, url: str, namespaces: list[str], wait: bool = True, **options: Any) -> None:
         self.listen(namespaces)
@@ -169,7 +177,7 @@ class Simple(Client):
     has_handlers = False
 
     def __init__(self) -> None:
-        self._simple = socketio.SimpleClient()
+        self._simple = socketio.SimpleClient(**OPTIONS)
 
     @property
     def client(self) -> Any:
