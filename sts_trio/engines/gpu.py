@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 from attrs import frozen
 
-from .base import EngineUnavailable
+from .base import EngineLost, EngineUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +82,15 @@ def is_device_lost(error: BaseException) -> bool:
     """Whether a library's error leaves the GPU of no use to this process."""
     message = str(error).lower()
     return isinstance(error, RuntimeError) and "cuda" in message and any(words in message for words in _LOST)
+
+
+def raise_if_lost(error: BaseException) -> None:
+    """
+    Raises:
+        EngineLost: `error` left the GPU of no use to this process.
+    """
+    if is_device_lost(error):
+        raise EngineLost(f"the GPU cannot be used by this process any more: {str(error).splitlines()[0]}") from error
 
 
 def release_memory() -> None:

@@ -27,8 +27,8 @@ from protocol.errors import ErrorCode
 
 from ..offload import check_cancelled
 from . import hearing
-from .base import ASR_SAMPLE_RATE_HZ, AsrRequest, EngineFailure, EngineLost, Samples, Segment, Transcript
-from .gpu import is_device_lost, is_out_of_memory, release_memory
+from .base import ASR_SAMPLE_RATE_HZ, AsrRequest, EngineFailure, Samples, Segment, Transcript
+from .gpu import is_out_of_memory, raise_if_lost, release_memory
 from .hearing import Answer, Piece, Verdict
 from .languages import language_code
 
@@ -261,8 +261,7 @@ class Listener:
         try:
             results = self._run(np.stack(features), rows)
         except (RuntimeError, ValueError) as error:
-            if is_device_lost(error):
-                raise EngineLost(f"the GPU cannot be used by this process any more: {error}") from error
+            raise_if_lost(error)
             oom = is_out_of_memory(error)
             failure = EngineFailure(
                 ErrorCode.GPU_OOM if oom else ErrorCode.ASR_FAILED, f"speech recognition failed: {error}"

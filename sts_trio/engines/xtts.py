@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -20,9 +21,9 @@ from attrs import define, field
 from protocol.errors import ErrorCode
 
 from ..offload import available_cores, check_cancelled
-from .base import EngineFailure, EngineLost, EngineUnavailable, Instance, Offload, Speech, SpeechRequest, Take, Voice
+from .base import EngineFailure, EngineUnavailable, Instance, Offload, Speech, SpeechRequest, Take, Voice
 from .catalogue import CPML, XTTS_SPEAKERS, how_to_repair
-from .gpu import is_device_lost, is_out_of_memory
+from .gpu import is_out_of_memory, raise_if_lost, release_memory
 from .languages import language_code
 from .voices import DEFAULT, FileVoice, read_reference, read_voices, voice_unusable
 from .xtts_audio import join, trim
@@ -194,7 +195,7 @@ class Synthesizer:
     def close(self) -> None:
         """Give up the model, and its memory on the GPU."""
         del self._model
-        self._free()
+        release_memory()
 
     def answer(self, request: SpeechRequest) -> Speech | EngineFailure:
         """Speak; what goes wrong is the request's own and leaves nothing behind.
@@ -208,21 +209,14 @@ class Synthesizer:
         except EngineFailure as refusal:
             return refusal
         except _FAILURES as error:
-            if is_device_lost(error):
-                raise EngineLost(f"the GPU cannot be used by this process any more: {brief(error)}") from error
+            raise_if_lost(error)
             out_of_memory = is_out_of_memory(error)
             message = f"speech synthesis failed: {type(error).__name__}: {error}"
             log.warning("tts_failed", model=self._engine.name, reason=message, exc_info=not out_of_memory)
         if out_of_memory:
-            self._free()  # outside the handler, whose traceback held the tensors
+            release_memory()  # outside the handler, whose traceback held the tensors
             return EngineFailure(ErrorCode.GPU_OOM, message)
         return EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, message)
-
-    def _free(self) -> None:
-        if self._engine.device == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
 
     def _speak(self, request: SpeechRequest) -> Speech:
         engine, language = self._engine, language_code(request.language)
@@ -266,16 +260,20 @@ class Synthesizer:
             EngineFailure: `INVALID_TEXT`: there is nothing in it that can be spoken.
         """
 
+        @cache  # a piece that fits is read to see that it does
+        def read(text: str) -> Prompt:
+            return self._model.read(text, language)
+
         def fits(text: str) -> bool:
             check_cancelled()
             if len(text) > self._model.most_characters(language):
                 return False
-            prompt = self._model.read(text, language)
+            prompt = read(text)
             return len(prompt.spoken) <= MOST_SPOKEN and len(prompt.tokens) < self._model.most_tokens
 
         text = speakable(text, language)
         pieces = split_text(text, fits) if has_words(text) else ()
-        prompts = [(self._model.read(piece.text, language), piece.pause_ms) for piece in pieces]
+        prompts = [(read(piece.text), piece.pause_ms) for piece in pieces]
         readable = [(prompt, pause_ms) for prompt, pause_ms in prompts if prompt.readable]
         if not readable:
             raise EngineFailure(ErrorCode.INVALID_TEXT, f"nothing in the text can be spoken in {language}")

@@ -487,7 +487,7 @@ async def test_out_of_memory_is_said_and_the_next_call_works(
 
     freed: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
-    monkeypatch.setattr(synthesizer._engine, "device", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     first = await speak(TEXT)
     with pytest.MonkeyPatch.context() as patch:
         error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
