@@ -13,11 +13,12 @@ nobody ever waits for one that is gone.
 
 from __future__ import annotations
 
+import secrets
 import signal
 import ssl
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 import trio
@@ -46,12 +47,27 @@ log = structlog.get_logger(__name__)
 GPU_SAMPLE_INTERVAL_S = 2.0
 SOCKETIO_PATH = "/socket.io/"
 
-Listeners = Sequence[trio.abc.Listener[trio.SocketStream]]
+Listeners = Sequence[trio.SocketListener]
 
 
 def real_identity() -> Identity:
     """Random ids and the wall clock."""
-    return Identity(new_id=lambda: str(uuid.uuid4()), wall_ms=lambda: time.time_ns() // 1_000_000)
+    return Identity(
+        new_id=lambda: str(uuid.uuid4()),
+        new_secret=lambda: secrets.token_urlsafe(15),
+        wall_ms=lambda: time.time_ns() // 1_000_000,
+    )
+
+
+async def listen_on_tcp(port: int, host: str) -> Listeners:
+    """
+    Raises:
+        OSError: naming the port, which may be one of two.
+    """
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
 
 
 @define(eq=False)
@@ -60,6 +76,7 @@ class Server:
 
     Attributes:
         models: the engines; None until `run` has built those of the settings, where none are given.
+        listen: makes the listeners of a port and host; what it makes need be no socket of the system.
         status: what /health says.
         port: where workers connect, once listening.
         stop: set it to make `run` drain and return.
@@ -70,6 +87,7 @@ class Server:
     metrics: Metrics = field(factory=Metrics)
     identity: Identity = field(factory=real_identity)
     offload: Offload | None = None
+    listen: Callable[[int, str], Awaitable[Listeners]] = listen_on_tcp
     port: int = field(default=0, init=False)
     stop: trio.Event = field(factory=trio.Event, init=False)
     status: Status = field(default=Status.STARTING, init=False)
@@ -88,7 +106,7 @@ class Server:
         tls = server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         self._started_at = trio.current_time()
         offload = self.offload or thread_offload(threads_needed(settings))
-        listeners = await _listen(settings.port, settings.host)
+        listeners = await self.listen(settings.port, settings.host)
         self.port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as pools:
             pools.start_soon(sample_gpu, self.metrics, offload, GPU_SAMPLE_INTERVAL_S)
@@ -129,7 +147,7 @@ class Server:
                 handshakes_per_s=settings.handshakes_per_s,
             )
         )
-        engine = create_engine(gateway, settings, self.metrics, admission)
+        engine = create_engine(gateway, settings, self.metrics, admission, self.identity.new_secret)
         await connections.start(engine.run)
         door = Door(
             [] if other_port is not None else pages,
@@ -141,7 +159,7 @@ class Server:
         await connections.start(door.serve, listeners)
         if other_port is not None:
             side_door = Door(pages, {}, metrics=self.metrics)
-            await connections.start(side_door.serve, await _listen(other_port, settings.host))
+            await connections.start(side_door.serve, await self.listen(other_port, settings.host))
         return engine
 
     async def _drain(self, gateway: Gateway, engine: EngineService) -> None:
@@ -173,18 +191,9 @@ class Server:
         }
 
 
-async def _listen(port: int, host: str) -> list[trio.SocketListener]:
-    """
-    Raises:
-        OSError: naming the port, which may be one of two.
-    """
-    try:
-        return await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
-
-
-def create_engine(gateway: Gateway, settings: Settings, metrics: Metrics, admission: Admission) -> EngineService:
+def create_engine(
+    gateway: Gateway, settings: Settings, metrics: Metrics, admission: Admission, new_secret: Callable[[], str]
+) -> EngineService:
     """Socket.IO for the gateway, as it is configured."""
     sockets = SocketService(
         gateway,
@@ -200,6 +209,7 @@ def create_engine(gateway: Gateway, settings: Settings, metrics: Metrics, admiss
             recovery_s=settings.recovery_s,
             recovery_bytes=settings.recovery_bytes,
             recovery_clients=settings.max_connections,
+            new_id=new_secret,
         ),
     )
     return EngineService(
@@ -211,6 +221,7 @@ def create_engine(gateway: Gateway, settings: Settings, metrics: Metrics, admiss
             ping_interval_s=settings.ping_interval_s,
             ping_timeout_s=settings.ping_timeout_s,
             upgrade_timeout_s=settings.upgrade_timeout_s,
+            new_id=new_secret,
         ),
         metrics=metrics,
         admission=admission,

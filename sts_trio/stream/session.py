@@ -62,9 +62,10 @@ class SessionState(StrEnum):
 
 @frozen
 class Identity:
-    """Where ids and wall-clock times come from; a simulation makes both from its seed."""
+    """Where ids, secrets and wall-clock times come from; a simulation makes them from its seed."""
 
     new_id: Callable[[], str]
+    new_secret: Callable[[], str]
     wall_ms: Callable[[], int]
 
 

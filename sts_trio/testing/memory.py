@@ -27,7 +27,11 @@ VIRTUAL_HOUR_S = 3_600.0
 def counting_identity() -> Identity:
     """Ids that count up, and the clock of the test as wall clock."""
     numbers = itertools.count(1)
-    return Identity(new_id=lambda: f"id-{next(numbers)}", wall_ms=lambda: round(trio.current_time() * 1000))
+    return Identity(
+        new_id=lambda: f"id-{next(numbers)}",
+        new_secret=lambda: f"secret-{next(numbers)}",
+        wall_ms=lambda: round(trio.current_time() * 1000),
+    )
 
 
 @define(eq=False)
