@@ -7,12 +7,15 @@ time as the engine can batch. The rules of giving up:
 * What nobody waits for any more and has not started is dropped at once.
 * What has started is cancelled when the last caller of its batch has left. The slot is free again when the call has
   really ended, never before: a model is never called twice at the same time, and no thread is ever abandoned.
+* What was cancelled and does not end is *hung*, and so is its slot, until the call ends after all. The pool says so and
+  goes on with its other slots; where it has none left it refuses what comes and what waits. A hung slot is not
+  replaced: nothing takes back its thread, the core that this may keep busy, or a GPU's memory, but a new process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 import trio
@@ -30,6 +33,11 @@ Res = TypeVar("Res")
 
 log = structlog.get_logger(__name__)
 
+HUNG_AFTER_S: Final = 5.0
+"""How long a call may take to end after it was cancelled. What it does between two looks at whether it was (a window
+of Whisper, a block of XTTS's vocoder, an m4a of a minute) or to reap its child processes takes a second or two where
+it keeps up with a live stream at all, and most of a fragment's length is not needed to be sure."""
+
 
 class EngineDefect(Exception):
     """An engine raised what is no `EngineFailure`: a defect of ours or of its library, not of the request."""
@@ -45,6 +53,7 @@ class _Call:
 
     scope: trio.CancelScope
     waiting: int
+    ended: trio.Event = field(factory=trio.Event)
 
 
 @define(eq=False)
@@ -67,6 +76,10 @@ class Pool(Generic[Req, Res]):
         label: name of the pool in metrics and logs.
         slots: how many instances are opened.
         max_waiting: how many requests may wait; more are refused as `TEMPORARY_UNAVAILABLE`.
+
+    Attributes:
+        hung_slots: how many slots are held by a call that was cancelled and does not end.
+        open_slots: how many slots have begun and not ended: an instance is loaded, called or released.
     """
 
     def __init__(
@@ -81,6 +94,8 @@ class Pool(Generic[Req, Res]):
     ) -> None:
         self.label = label
         self.slots = slots
+        self.hung_slots = 0
+        self.open_slots = 0
         self._engine = engine
         self._max_waiting = max_waiting
         self._offload = offload
@@ -89,8 +104,11 @@ class Pool(Generic[Req, Res]):
         self._batch_size = metrics.pool_batch_size.labels(label)
         self._queue_wait_seconds = metrics.pool_queue_wait_seconds.labels(label)
         self._abandoned_calls = metrics.pool_abandoned_calls_total.labels(label)
+        self._hung_calls = metrics.pool_hung_calls_total.labels(label)
+        metrics.pool_hung_slots.labels(label).set_function(lambda: self.hung_slots)
         self._queue: FairQueue[_Ticket[Req, Res]] = FairQueue()
         self._idle_slots = trio.lowlevel.ParkingLot()
+        self._cancelled_calls: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the instances side by side, report when all are warm, serve until cancelled.
@@ -99,6 +117,7 @@ class Pool(Generic[Req, Res]):
             EngineUnavailable: an instance cannot be loaded.
         """
         async with trio.open_nursery() as slots:
+            self._cancelled_calls = slots
             async with trio.open_nursery() as loading:
                 for _ in range(self.slots):
                     loading.start_soon(slots.start, self._slot)
@@ -110,9 +129,12 @@ class Pool(Generic[Req, Res]):
         The caller's deadline (`trio.current_effective_deadline`) is also its priority among its stream's requests.
 
         Raises:
-            EngineFailure: what the engine answered; `TEMPORARY_UNAVAILABLE` where too many requests wait.
+            EngineFailure: what the engine answered; `TEMPORARY_UNAVAILABLE` where too many requests wait, or every
+                slot hangs.
             EngineDefect: the engine raised something that it never should.
         """
+        if self._is_dead:
+            raise self._dead()
         if len(self._queue) >= self._max_waiting:
             raise EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{self.label}: too many requests are waiting")
         deadline = trio.current_effective_deadline()
@@ -139,15 +161,53 @@ class Pool(Generic[Req, Res]):
         if ticket.call.waiting == 0:
             self._abandoned_calls.inc()
             ticket.call.scope.cancel()
+            if not ticket.call.ended.is_set():
+                assert self._cancelled_calls is not None
+                self._cancelled_calls.start_soon(self._watch, ticket.call)
+
+    # ---------------------------------------------------------------- calls that do not end
+
+    @property
+    def _is_dead(self) -> bool:
+        return self.hung_slots == self.slots
+
+    def _dead(self) -> EngineFailure:
+        return EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{self.label}: every slot hangs in a call")
+
+    async def _watch(self, call: _Call) -> None:
+        """Tell of a cancelled call that does not end, until it does."""
+        cancelled_at = trio.current_time()
+        with trio.move_on_after(HUNG_AFTER_S):
+            await call.ended.wait()
+        if call.ended.is_set():
+            return
+        self.hung_slots += 1
+        self._hung_calls.inc()
+        told = {"pool": self.label, "engine": self._engine.name}
+        log.error("slot_hung", **told, after_s=HUNG_AFTER_S, hung=self.hung_slots, slots=self.slots)
+        while self._is_dead and self._queue:  # its wait would be in vain
+            ticket = self._queue.pop()
+            ticket.outcome = self._dead()
+            ticket.settled.set()
+        await call.ended.wait()
+        self.hung_slots -= 1
+        hung_s = round(trio.current_time() - cancelled_at, 1)
+        log.warning("slot_recovered", **told, after_s=hung_s, hung=self.hung_slots, slots=self.slots)
+
+    # ---------------------------------------------------------------- slots
 
     async def _slot(self, *, task_status: trio.TaskStatus[None]) -> None:
-        async with self._engine.open(self._offload) as instance:
-            task_status.started()
-            while True:
-                batch = await self._next_batch()
-                with self._busy_slots.track_inprogress():
-                    await self._answer(instance, batch)
-                del batch  # a minute of audio can be large, and the next request be long in coming
+        self.open_slots += 1
+        try:
+            async with self._engine.open(self._offload) as instance:
+                task_status.started()
+                while True:
+                    batch = await self._next_batch()
+                    with self._busy_slots.track_inprogress():
+                        await self._answer(instance, batch)
+                    del batch  # a minute of audio can be large, and the next request be long in coming
+        finally:
+            self.open_slots -= 1
 
     async def _next_batch(self) -> list[_Ticket[Req, Res]]:
         while not self._queue:
@@ -186,8 +246,15 @@ class Pool(Generic[Req, Res]):
             outcomes = [EngineDefect(error)] * len(batch)
             if call.waiting == 0:
                 log.exception("engine_defect", pool=self.label, engine=self._engine.name)
+        finally:
+            call.ended.set()
         if not outcomes:
-            return  # cancelled: nobody waits for any of it
+            # Cancelled, and whoever waited leaves in this very tick, unless somebody got more time than the call knew.
+            await trio.lowlevel.checkpoint()
+            if not call.waiting:
+                return
+            late = f"{self.label}: the call ended at a deadline that was moved meanwhile"
+            outcomes = [EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, late)] * len(batch)
         for ticket, outcome in zip(batch, outcomes, strict=True):
             ticket.outcome = outcome
             ticket.settled.set()

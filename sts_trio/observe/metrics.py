@@ -147,6 +147,12 @@ class Metrics:
         self.pool_abandoned_calls_total = Counter(
             "sts_pool_abandoned_calls_total", "Calls nobody waited for any more.", ["pool"], registry=registry
         )
+        self.pool_hung_calls_total = Counter(
+            "sts_pool_hung_calls_total", "Calls that were cancelled and did not end.", ["pool"], registry=registry
+        )
+        self.pool_hung_slots = Gauge(
+            "sts_pool_hung_slots", "Slots of the pool that such a call holds at present.", ["pool"], registry=registry
+        )
 
         for status in FRAGMENT_STATUSES:
             self.fragments_total.labels(status=status)

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
 from protocol.errors import ErrorCode
 from sts_trio.engines.base import EngineFailure, EngineLost
-from sts_trio.engines.pool import EngineDefect, Pool
+from sts_trio.engines.pool import HUNG_AFTER_S, EngineDefect, Pool
 from sts_trio.observe.metrics import Metrics
 from sts_trio.offload import thread_offload
 from sts_trio.testing.engines import HANG, ScriptedEngine, Step, inline_offload
@@ -163,6 +164,131 @@ async def test_a_call_nobody_waits_for_is_cancelled_and_its_slot_is_free_at_once
         assert await pool.submit("next", stream="s") == "next"
         assert trio.current_time() == 3
     assert engine.cancelled == 1
+
+
+class Deaf(ScriptedEngine[str, str]):
+    """Goes on when it is cancelled, as a library does in a thread."""
+
+    async def _call(self, batch: Sequence[str]) -> Sequence[str | EngineFailure]:
+        with trio.CancelScope(shield=True):
+            answers = await super()._call(batch)
+        return answers
+
+
+async def leave_at(pool: Pool[str, str], request: str, seconds: float) -> None:
+    with trio.move_on_at(seconds):
+        await pool.submit(request, stream="s")
+
+
+async def test_a_slot_whose_cancelled_call_does_not_end_is_told_and_counted_and_serves_on_when_it_does(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    metrics = Metrics()
+    engine = Deaf("deaf", lambda request: Step(request, 60 if request == "hang" else 0))
+    pool = Pool("test", engine, slots=1, max_waiting=9, offload=inline_offload, metrics=metrics)
+
+    def figures() -> list[float | None]:
+        names = "sts_pool_hung_slots", "sts_pool_hung_calls_total"
+        return [metrics.registry.get_sample_value(name, {"pool": "test"}) for name in names]
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        with structlog.testing.capture_logs() as lines:
+            await leave_at(pool, "hang", 1)
+            await trio.sleep_until(1 + HUNG_AFTER_S - 0.1)
+            assert figures() == [0, 0]
+            assert not lines
+            await trio.sleep_until(1 + HUNG_AFTER_S + 0.1)
+            assert figures() == [1, 1]
+            await trio.sleep_until(60.1)
+            assert figures() == [0, 1]
+        what = {"pool": "test", "engine": "deaf", "slots": 1}
+        assert lines == [
+            {"event": "slot_hung", "log_level": "error", "after_s": HUNG_AFTER_S, "hung": 1, **what},
+            {"event": "slot_recovered", "log_level": "warning", "after_s": 59.0, "hung": 0, **what},
+        ]
+        assert await pool.submit("next", stream="s") == "next"
+        nursery.cancel_scope.cancel()
+    assert engine.overlapping_calls == 0
+
+
+async def test_a_cancelled_call_that_ends_in_time_is_nothing_to_tell(autojump_clock: trio.testing.MockClock) -> None:
+    engine = Deaf("deaf", lambda request: Step(request, HUNG_AFTER_S))
+    async with running(engine) as pool:
+        with structlog.testing.capture_logs() as lines:
+            await leave_at(pool, "slow", 1)
+            await trio.sleep(60)
+        assert not lines
+
+
+async def test_the_other_slots_go_on_while_one_hangs(autojump_clock: trio.testing.MockClock) -> None:
+    engine = Deaf("deaf", lambda request: Step(request, 60 if request == "hang" else 1))
+    async with running(engine, slots=2) as pool:
+        await leave_at(pool, "hang", 1)
+        await trio.sleep_until(10)
+        assert pool.hung_slots == 1
+        for _ in range(3):
+            assert await pool.submit("next", stream="s") == "next"
+        assert trio.current_time() == 13
+
+
+async def test_where_every_slot_hangs_nobody_waits_in_vain(autojump_clock: trio.testing.MockClock) -> None:
+    engine = Deaf("deaf", lambda request: Step(request, 60 if request == "hang" else 0))
+    refused_at: list[float] = []
+
+    async def ask(pool: Pool[str, str]) -> None:
+        with pytest.raises(EngineFailure, match="every slot hangs") as failure:
+            await pool.submit("next", stream="t")
+        assert failure.value.code is ErrorCode.TEMPORARY_UNAVAILABLE
+        refused_at.append(trio.current_time())
+
+    async with running(engine, slots=2) as pool, trio.open_nursery() as callers:
+        callers.start_soon(leave_at, pool, "hang", 1)
+        callers.start_soon(leave_at, pool, "hang", 2)
+        await trio.sleep(3)
+        callers.start_soon(ask, pool)  # waits: they may yet end
+        await trio.sleep_until(10)
+        await ask(pool)
+        assert refused_at == [2 + HUNG_AFTER_S, 10]
+        await trio.sleep_until(60.1)
+        assert await pool.submit("next", stream="t") == "next"
+
+
+async def test_a_pool_ends_when_the_last_of_its_calls_has_and_knows_which_slots_have_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    engine = Deaf("deaf", lambda request: Step(request, 60))
+    pool = Pool("test", engine, slots=2, max_waiting=9, offload=inline_offload, metrics=Metrics())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        assert pool.open_slots == 2
+        await leave_at(pool, "hang", 1)
+        await trio.sleep(HUNG_AFTER_S)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+        assert pool.open_slots == 1
+    assert trio.current_time() == 60
+    assert pool.open_slots == 0
+
+
+async def test_a_caller_that_was_given_more_time_meanwhile_is_not_forgotten(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """As a stream is, whose grace after a lost connection would have ended with the call."""
+    async with running(takes(5)) as pool, trio.open_nursery() as callers:
+        grace = trio.CancelScope(deadline=3)
+
+        async def ask() -> None:
+            with grace, pytest.raises(EngineFailure) as failure:
+                await pool.submit("a", stream="s")
+            assert failure.value.code is ErrorCode.TEMPORARY_UNAVAILABLE
+            assert trio.current_time() == 3
+
+        callers.start_soon(ask)
+        await trio.sleep(1)
+        grace.deadline = 100
+    assert not grace.cancelled_caught
 
 
 async def test_a_call_that_fails_while_it_is_cancelled_costs_nobody_anything(
