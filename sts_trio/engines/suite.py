@@ -109,9 +109,11 @@ class EngineSuite:
             check_memory(demands, await self.offload(free_gpu_memory))
         async with trio.open_nursery() as pools:
             async with trio.open_nursery() as loading:
-                for pool in self._pools():
+                for pool in self.pools:
                     loading.start_soon(pools.start, pool.run)
             task_status.started()
 
-    def _pools(self) -> tuple[Pool[Any, Any], ...]:
+    @property
+    def pools(self) -> tuple[Pool[Any, Any], ...]:
+        """All of them, in the order in which a fragment meets them."""
         return (self.decode, self.transcribe, self.translate, self.speak, self.stretch, self.encode)

@@ -9,16 +9,22 @@
 What is inside ends first. A stop (SIGTERM) lets the streams finish what is in flight within `DRAIN_TIMEOUT_S`, then
 closes the connections, then the pools; a second one, or Ctrl-C, cuts that short. A model is the last to go, so that
 nobody ever waits for one that is gone.
+
+A thread in which a library hangs can be neither ended nor left alone: an interpreter that ends under it aborts. Where
+one holds the end up, the process ends without its interpreter (`STUCK_AFTER_S`).
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 import signal
 import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 import structlog
 import trio
@@ -28,6 +34,7 @@ from protocol.socketio import Limits
 
 from .. import __version__
 from ..config import Settings
+from ..engines.pool import Pool
 from ..engines.suite import EngineSuite, Models, threads_needed
 from ..observe.gpu import sample_gpu
 from ..observe.metrics import Metrics
@@ -38,7 +45,7 @@ from .connection import ConnectionSettings
 from .door import Door
 from .engine import EngineService
 from .gateway import Gateway
-from .http import Health, Status, operations
+from .http import Health, PoolHealth, Status, judge, operations
 from .sockets import SocketService, SocketSettings
 from .tls import server_context
 
@@ -46,6 +53,10 @@ log = structlog.get_logger(__name__)
 
 GPU_SAMPLE_INTERVAL_S = 2.0
 SOCKETIO_PATH = "/socket.io/"
+
+STUCK_AFTER_S: Final = 10.0
+"""What the models may take to end after they were told to. Child processes have 5 s to exit before they are killed and
+5 s to be reaped; a call in a thread ends at its next check, which takes a second or two."""
 
 Listeners = Sequence[trio.SocketListener]
 
@@ -77,9 +88,10 @@ class Server:
     Attributes:
         models: the engines; None until `run` has built those of the settings, where none are given.
         listen: makes the listeners of a port and host; what it makes need be no socket of the system.
-        status: what /health says.
+        status: what /health says, unless a model hangs.
         port: where workers connect, once listening.
         stop: set it to make `run` drain and return.
+        ending: set when everything was told to end: what has not soon, hangs.
     """
 
     settings: Settings
@@ -90,9 +102,11 @@ class Server:
     listen: Callable[[int, str], Awaitable[Listeners]] = listen_on_tcp
     port: int = field(default=0, init=False)
     stop: trio.Event = field(factory=trio.Event, init=False)
+    ending: trio.Event = field(factory=trio.Event, init=False)
     status: Status = field(default=Status.STARTING, init=False)
     _started_at: float = field(default=0.0, init=False)
     _gateway: Gateway | None = field(default=None, init=False)
+    _engines: EngineSuite | None = field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, build and load the models, report the port when healthy, serve until `stop` and drain.
@@ -110,29 +124,44 @@ class Server:
         self.port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as pools:
             pools.start_soon(sample_gpu, self.metrics, offload, GPU_SAMPLE_INTERVAL_S)
-            async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as sessions:
-                    self._gateway = gateway = Gateway(
-                        settings=settings, metrics=self.metrics, identity=self.identity, sessions=sessions
-                    )
-                    engine = await self._open_doors(connections, listeners, gateway, tls)
-                    log.info("listening", host=settings.host, port=self.port, tls=tls is not None)
-                    if self.models is None:
-                        # It imports libraries, which takes seconds, and asks programs what they can do.
-                        self.models = await offload(Models.build, settings)
-                    engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
-                    await pools.start(engines.run)
-                    gateway.open(engines)
-                    self.status = Status.HEALTHY
-                    log.info("healthy", engines=self._engine_names(), port=self.port)
-                    task_status.started(self.port)
-                    await self.stop.wait()
-                    await self._drain(gateway, engine)
-                    sessions.cancel_scope.cancel()
-                await engine.disconnect_all()
-                connections.cancel_scope.cancel()
-            pools.cancel_scope.cancel()
+            try:
+                await self._serve(listeners, tls, offload, pools, task_status)
+            finally:
+                pools.cancel_scope.cancel()
+                self.ending.set()
         log.info("stopped")
+
+    async def _serve(
+        self,
+        listeners: Listeners,
+        tls: ssl.SSLContext | None,
+        offload: Offload,
+        pools: trio.Nursery,
+        task_status: trio.TaskStatus[int],
+    ) -> None:
+        """From the first connection to the last; the models go on in `pools`."""
+        settings = self.settings
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as sessions:
+                self._gateway = gateway = Gateway(
+                    settings=settings, metrics=self.metrics, identity=self.identity, sessions=sessions
+                )
+                engine = await self._open_doors(connections, listeners, gateway, tls)
+                log.info("listening", host=settings.host, port=self.port, tls=tls is not None)
+                if self.models is None:
+                    # It imports libraries, which takes seconds, and asks programs what they can do.
+                    self.models = await offload(Models.build, settings)
+                self._engines = engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
+                await pools.start(engines.run)
+                gateway.open(engines)
+                self.status = Status.HEALTHY
+                log.info("healthy", engines=self._engine_names(), port=self.port)
+                task_status.started(self.port)
+                await self.stop.wait()
+                await self._drain(gateway, engine)
+                sessions.cancel_scope.cancel()
+            await engine.disconnect_all()
+            connections.cancel_scope.cancel()
 
     async def _open_doors(
         self, connections: trio.Nursery, listeners: Listeners, gateway: Gateway, tls: ssl.SSLContext | None
@@ -172,13 +201,20 @@ class Server:
             log.warning("drain_timed_out", streams=gateway.active_streams)
             gateway.abandon()
 
+    @property
+    def pools(self) -> Sequence[Pool[Any, Any]]:
+        """Those of the engines; none before their models are built."""
+        return self._engines.pools if self._engines else ()
+
     def _health(self) -> Health:
+        pools = {pool.label: PoolHealth(pool.slots, pool.hung_slots) for pool in self.pools}
         return Health(
-            status=self.status,
+            status=judge(pools.values()) if self.status is Status.HEALTHY else self.status,
             version=__version__,
             engines=self._engine_names(),
             active_streams=self._gateway.active_streams if self._gateway else 0,
             uptime_s=round(trio.current_time() - self._started_at, 1),
+            pools=pools,
         )
 
     def _engine_names(self) -> dict[str, str]:
@@ -229,8 +265,14 @@ def create_engine(
     )
 
 
-async def serve(settings: Settings) -> bool:
+async def serve(settings: Settings, models: Models | None = None, metrics: Metrics | None = None) -> bool:
     """Run a server until SIGTERM or SIGINT, then drain it. A second signal, or one while it starts, ends it at once.
+
+    Where a model hangs the process ends without returning from here, with exit status 1: `STUCK_AFTER_S` after the
+    models were told to end.
+
+    Args:
+        models, metrics: as `Server` has them; by default those of the settings, and new ones.
 
     Returns:
         Whether it stopped in order.
@@ -240,14 +282,27 @@ async def serve(settings: Settings) -> bool:
         EngineUnavailable: a model cannot run here.
         OSError: the port is taken.
     """
-    server = Server(settings)
+    server = Server(settings, models, metrics or Metrics())
     in_order = False
-    async with trio.open_nursery() as root:
-        await root.start(_watch_signals, server, root.cancel_scope)
-        await server.run()
-        in_order = True
-        root.cancel_scope.cancel()
+    async with trio.open_nursery() as until_all_have_ended:
+        until_all_have_ended.start_soon(_end_all_the_same, server)
+        async with trio.open_nursery() as root:
+            await root.start(_watch_signals, server, root.cancel_scope)
+            await server.run()
+            in_order = True
+            root.cancel_scope.cancel()
+        until_all_have_ended.cancel_scope.cancel()
     return in_order
+
+
+async def _end_all_the_same(server: Server) -> None:
+    """End the process where a thread holds the end of the server up."""
+    await server.ending.wait()
+    await trio.sleep(STUCK_AFTER_S)
+    unended = [pool.label for pool in server.pools if pool.open_slots]
+    log.critical("stuck_at_exit", pools=unended, after_s=STUCK_AFTER_S)
+    logging.shutdown()
+    os._exit(1)
 
 
 async def _watch_signals(server: Server, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
@@ -257,4 +312,5 @@ async def _watch_signals(server: Server, scope: trio.CancelScope, *, task_status
             log.info("signal", name=signal.Signals(number).name)
             if server.stop.is_set() or server.status is Status.STARTING:
                 scope.cancel()
+                server.ending.set()
             server.stop.set()

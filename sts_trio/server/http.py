@@ -23,27 +23,46 @@ class Status(StrEnum):
 
     STARTING = "starting"
     HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    """It works, with fewer instances of a model than it should have."""
+    FAILED = "failed"
+    """A model has no instance left: only a new process gets it back."""
     DRAINING = "draining"
 
 
 @frozen
+class PoolHealth:
+    """How many instances of a model there are, and how many of these hang in a call that does not end."""
+
+    slots: int
+    hung: int
+
+
+@frozen
 class Health:
-    """The state of the service. `engines` gives each stage's configured engine by name."""
+    """The state of the service. `engines` gives each stage's configured engine by name, `pools` is by label."""
 
     status: Status
     version: str
     engines: Mapping[str, str]
     active_streams: int
     uptime_s: float
+    pools: Mapping[str, PoolHealth]
+
+
+def judge(pools: Iterable[PoolHealth]) -> Status:
+    """What a server is that has started and does not drain."""
+    worst = max((pool.hung / pool.slots for pool in pools), default=0)
+    return Status.HEALTHY if worst == 0 else Status.DEGRADED if worst < 1 else Status.FAILED
 
 
 def operations(health: Callable[[], Health], metrics: Metrics) -> list[Route]:
-    """``GET /health``, which is 200 while healthy and 503 before and after, and ``GET /metrics``."""
+    """``GET /health``, which is 200 while it can work and 503 before and after, and ``GET /metrics``."""
 
     async def show_health(request: Request) -> Response:
         report = health()
         body = {"status": report.status} if report.status is Status.STARTING else asdict(report)
-        return _json(body, 200 if report.status is Status.HEALTHY else 503)
+        return _json(body, 200 if report.status in (Status.HEALTHY, Status.DEGRADED) else 503)
 
     async def show_metrics(request: Request) -> Response:
         body, content_type = metrics.render()

@@ -229,7 +229,7 @@ async def _expect_end(stream: Any) -> None:
         assert await stream.receive_some() == b""
 
 
-HEALTHY = http.Health(http.Status.HEALTHY, "1.0", {"asr": "scripted"}, 2, 12.5)
+HEALTHY = http.Health(http.Status.HEALTHY, "1.0", {"asr": "scripted"}, 2, 12.5, {"asr": http.PoolHealth(2, 0)})
 
 
 def socketio_engine(

@@ -29,6 +29,7 @@ async def test_health_is_200_with_the_state_of_the_service(autojump_clock: MockC
         "engines": {"asr": "scripted"},
         "active_streams": 2,
         "uptime_s": 12.5,
+        "pools": {"asr": {"slots": 2, "hung": 0}},
     }
 
 
@@ -40,6 +41,26 @@ async def test_health_is_503_before_the_engines_are_warm_and_while_draining(auto
         draining = await server.get("/health")
     assert (starting.status, starting.json) == (503, {"status": "starting"})
     assert (draining.status, draining.json["status"]) == (503, "draining")
+
+
+async def test_health_is_200_while_one_slot_hangs_and_503_when_a_pool_has_no_other(autojump_clock: MockClock) -> None:
+    health = HEALTHY
+
+    def with_hung(asr: int) -> http.Health:
+        pools = {"asr": http.PoolHealth(2, asr), "tts": http.PoolHealth(1, 0)}
+        return evolve(HEALTHY, status=http.judge(pools.values()), pools=pools)
+
+    async with serving(routes=http.operations(lambda: health, Metrics())) as server:
+        answers = []
+        for hung in (0, 1, 2):
+            health = with_hung(hung)
+            answers.append(await server.get("/health"))
+    assert [(answer.status, answer.json["status"]) for answer in answers] == [
+        (200, "healthy"),
+        (200, "degraded"),
+        (503, "failed"),
+    ]
+    assert answers[1].json["pools"] == {"asr": {"slots": 2, "hung": 1}, "tts": {"slots": 1, "hung": 0}}
 
 
 async def test_metrics_are_prometheus_text(autojump_clock: MockClock) -> None:
