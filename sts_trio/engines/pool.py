@@ -80,6 +80,7 @@ class Pool(Generic[Req, Res]):
     Attributes:
         hung_slots: how many slots are held by a call that was cancelled and does not end.
         open_slots: how many slots have begun and not ended: an instance is loaded, called or released.
+        lost: set when an instance raises `EngineLost`, which `run` does not before its last call has ended.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Pool(Generic[Req, Res]):
         self.slots = slots
         self.hung_slots = 0
         self.open_slots = 0
+        self.lost = trio.Event()
         self._engine = engine
         self._max_waiting = max_waiting
         self._offload = offload
@@ -115,6 +117,7 @@ class Pool(Generic[Req, Res]):
 
         Raises:
             EngineUnavailable: an instance cannot be loaded.
+            EngineLost: the server cannot go on; see `lost`.
         """
         async with trio.open_nursery() as slots:
             self._cancelled_calls = slots
@@ -240,6 +243,7 @@ class Pool(Generic[Req, Res]):
             outcomes = [failure] * len(batch)
         except EngineLost as lost:
             log.critical("engine_lost", pool=self.label, engine=self._engine.name, reason=str(lost))
+            self.lost.set()
             raise
         except Exception as error:
             # A defect of an engine or its library costs this batch, not the slot and everybody behind it.

@@ -153,6 +153,8 @@ class Server:
                     self.models = await offload(Models.build, settings)
                 self._engines = engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
                 await pools.start(engines.run)
+                for pool in engines.pools:
+                    pools.start_soon(_end_when_lost, pool, pools.cancel_scope)
                 gateway.open(engines)
                 self.status = Status.HEALTHY
                 log.info("healthy", engines=self._engine_names(), port=self.port)
@@ -293,6 +295,11 @@ async def serve(settings: Settings, models: Models | None = None, metrics: Metri
             root.cancel_scope.cancel()
         until_all_have_ended.cancel_scope.cancel()
     return in_order
+
+
+async def _end_when_lost(pool: Pool[Any, Any], scope: trio.CancelScope) -> None:
+    await pool.lost.wait()
+    scope.cancel()
 
 
 async def _end_all_the_same(server: Server) -> None:
