@@ -171,6 +171,10 @@ class Settings:
     resume_grace_s: float = setting(
         "RESUME_GRACE_S", seconds(0, 3_600), 30.0, "How long a stream outlives its connection."
     )
+    stream_buffer_bytes: int = setting(
+        "STREAM_BUFFER_BYTES", integer(2**20, 2**36), 96 * 2**20,
+        "Memory for the fragments that a stream has in flight; one fragment is always taken.",
+    )  # fmt: skip
     result_buffer_bytes: int = setting(
         "RESULT_BUFFER_BYTES",
         integer(0, 2**32),

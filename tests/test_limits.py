@@ -17,7 +17,11 @@ ROWS = [
     for line in (Path(__file__).parent.parent / "docs" / "limits.md").read_text().splitlines()
     if line.startswith("| `")
 ]
-ELSEWHERE = {"dubbing": "protocol.dubbing", "engineio": "protocol.engineio.server"}
+ELSEWHERE = {
+    "dubbing": "protocol.dubbing",
+    "engineio": "protocol.engineio.server",
+    "reporting": "sts_trio.stream.reporting",
+}
 
 
 def numbers(cell: str) -> list[float]:

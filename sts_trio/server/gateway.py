@@ -41,8 +41,8 @@ from .application import Peer, Refusal
 
 log = structlog.get_logger(__name__)
 
-FAULTS_LOGGED_PER_S: Final = 20
-"""Log lines about what one worker does wrong. It is told of everything itself."""
+LINES_PER_S: Final = 20
+"""Log lines about what one worker does wrong, and about the streams that it opens. It is told of everything itself."""
 
 CLOSE_AFTER_COMPLETE_S: Final = 5.0
 """A worker has this long to read its last events before the server closes (contract, ``stream:complete``)."""
@@ -50,10 +50,15 @@ CLOSE_AFTER_COMPLETE_S: Final = 5.0
 
 @define(eq=False)
 class _Link:
-    """A stream and the connection it is reached over; none while its worker is away."""
+    """A stream and the connection it is reached over; none while its worker is away.
+
+    Attributes:
+        is_logged: whether its beginning was, and so its end will be.
+    """
 
     session: StreamSession
     peer: Peer | None
+    is_logged: bool
 
 
 @frozen
@@ -92,7 +97,7 @@ class Gateway:
         self._links: dict[str, _Link] = {}
         self._closed_because: str | None = "the server is starting"
         self._stream_gone = trio.Event()
-        self._throttle = Throttle(FAULTS_LOGGED_PER_S)
+        self._throttle = Throttle(LINES_PER_S)
         self._completed: dict[str, int] = {}  # streams of a connection that completed, until it is closed for it
         self._handlers: dict[type[WorkerEvent], Callable[[Peer, Any], ServerEvent | None]] = {
             StreamInit: self._init,
@@ -136,7 +141,7 @@ class Gateway:
         """
         cls = WORKER_EVENTS.get(event)
         if cls is None:
-            self._log_fault(peer, "unknown_event", name=event[:64])
+            self._log(peer, "unknown_event", name=event[:64])
             return ()
         answer: ServerEvent | None
         try:
@@ -190,7 +195,7 @@ class Gateway:
                 f"all {self._settings.max_concurrent_streams} streams of this server are taken",
             )
         if old is not None and not old.session.is_gone:
-            log.info("stream_replaced", stream_id=init.stream_id, session_id=old.session.session_id)
+            self._log(peer, "stream_replaced", stream_id=init.stream_id, session_id=old.session.session_id)
             old.session.cancel()
             if (
                 old.peer is not None and old.peer is not peer
@@ -206,7 +211,14 @@ class Gateway:
             identity=self._identity,
             outlet=_PeerOutlet(peer),
         )
-        link = self._links[init.stream_id] = _Link(session, peer)
+        is_logged = self._log(
+            peer,
+            "stream_started",
+            stream_id=init.stream_id,
+            session_id=session.session_id,
+            worker_id=init.worker_id,
+        )
+        link = self._links[init.stream_id] = _Link(session, peer, is_logged)
         self._sessions.start_soon(self._live, link)
         return session.open()
 
@@ -249,7 +261,7 @@ class Gateway:
             stream_id=stream_id,
             fragment_id=fragment_id,
         )
-        self._log_fault(
+        self._log(
             peer,
             "event_refused",
             name=cls.event,
@@ -266,11 +278,13 @@ class Gateway:
                 self._pass_over(peer, stream_id, fragment_id, args)
         return error
 
-    def _log_fault(self, peer: Peer, event: str, **values: Any) -> None:
-        """A worker's fault; one that makes a great many does not fill the log."""
+    def _log(self, peer: Peer, event: str, **values: Any) -> bool:
+        """What a worker does; one that does a great deal does not fill the log. Whether the line was written."""
         left_out = self._throttle.allow(peer.id, trio.current_time())
-        if left_out is not None:
-            log.info(event, address=peer.address, **values, **({"lines_left_out": left_out} if left_out else {}))
+        if left_out is None:
+            return False
+        log.info(event, address=peer.address, **values, **({"lines_left_out": left_out} if left_out else {}))
+        return True
 
     def _pass_over(self, peer: Peer, stream_id: str | None, fragment_id: str | None, args: tuple[Any, ...]) -> None:
         """Existing workers count on after a refusal: the number of what was refused must not hold others up."""
@@ -307,6 +321,8 @@ class Gateway:
                 reason = f"the stream was lost to an internal error {error_id}"
                 self._tell_lost(link.peer, session.stream_id, ErrorCode.INTERNAL_ERROR, reason, error_id)
         finally:
+            if link.is_logged:
+                log.info("stream_ended", stream_id=session.stream_id, completed=completed)
             self._metrics.streams_active.dec()
             if self._links.get(session.stream_id) is link:
                 del self._links[session.stream_id]

@@ -166,6 +166,11 @@ class Fragment:
         if self.error is None:
             self.error = FragmentError(code, message, stage, code.retryable)
 
+    def lose(self, error: FragmentError) -> None:
+        """Its result cannot be told: whatever became of it, its worker is told `error`, without audio or text."""
+        self.error = error
+        self.transcript = self.text = self.audio = self.dubbed = None
+
     def shed(self) -> None:
         """Let go of all audio that its result has no need of: the result may wait long for an earlier number."""
         self.data = evolve(self.data, audio=evolve(self.data.audio, data=b""))

@@ -3,6 +3,9 @@
 A finished fragment becomes a result when its turn comes (`order.py`). The result is told to the worker, kept until the
 worker has acknowledged it (`results.py`), and told again over a new connection, no faster than that takes it. What is
 said while nobody is there to hear it is lost; a result is kept.
+
+**A defect in one result harms no other.** A result that cannot be made, or not be written for the wire, is told as a
+failure, `INTERNAL_ERROR`; a defect in counting it is only logged.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from typing import Protocol
 import structlog
 import trio
 
-from protocol.dubbing import ErrorEvent, FragmentProcessed, ServerEvent, Severity, StreamComplete
-from protocol.errors import ErrorCode
+from protocol.dubbing import ErrorEvent, FragmentError, FragmentProcessed, ServerEvent, Severity, StreamComplete
+from protocol.errors import ErrorCode, Stage
 
 from .assets import Fragment
 from .order import ResultOrder, Turn
@@ -30,7 +33,11 @@ class Outlet(Protocol):
     """The connection a stream is reached over."""
 
     def send(self, event: ServerEvent) -> None:
-        """Hand an event to the connection. Never waits and never fails: a dead connection swallows it."""
+        """Hand an event to the connection. Never waits; a dead connection swallows it.
+
+        Raises:
+            ValueError: it cannot be written for the wire.
+        """
         ...
 
     async def drained(self) -> None:
@@ -126,9 +133,7 @@ class Delivery:
         kept = self._results.get(fragment_id)
         if kept is None or (kept.error is not None and kept.error.retryable):
             return None
-        if fragment_id not in self._unsent:
-            self.tell(kept)
-        return kept
+        return kept if fragment_id in self._unsent else self._tell_kept(kept)
 
     def finish(self, fragment: Fragment) -> None:
         """A fragment is finished: its result leaves at once where it is late, else in its turn."""
@@ -139,26 +144,75 @@ class Delivery:
         self._emit_ready()
 
     def deliver(self, fragment: Fragment) -> None:
-        """Let a result leave now."""
-        result = self._report.result(fragment)
-        if fragment.error is not None and fragment.error.retryable:
-            self._order.allow_retry(fragment.id, fragment.number)
-        if fragment.turn is not Turn.AGAIN:
-            self.statistics.add(result, fragment.slot_ms, fragment.busy_ms)
+        """Let a result leave now, whatever is wrong with it."""
+        defect = self._attempt(self._send, fragment)
+        if defect is not None:
+            fragment.lose(defect)
+            self._attempt(self._send_lost, fragment)
+        self._attempt(self._count, fragment)
+        self._delivered(fragment)
+
+    def _attempt(self, step: Callable[[Fragment], None], fragment: Fragment) -> FragmentError | None:
+        """Do `step`; the error that stands for its defect, where it has one."""
+        try:
+            step(fragment)
+        except Exception:  # noqa: BLE001 - a defect of one fragment, logged; the others of its stream go on
+            return self._defect(fragment.id, fragment.number)
+        return None
+
+    def _defect(self, fragment_id: str, number: int) -> FragmentError:
+        """To be called where a defect is handled: it is logged with its traceback."""
+        error_id, code = self._new_id(), ErrorCode.INTERNAL_ERROR
+        log.exception("result_lost", fragment_id=fragment_id, sequence_number=number, error_id=error_id)
+        return FragmentError(code, f"internal error {error_id}", Stage.ENCODE, code.retryable)
+
+    def _send(self, fragment: Fragment) -> None:
+        self._keep_and_tell(self._report.result(fragment))
+
+    def _send_lost(self, fragment: Fragment) -> None:
+        assert fragment.error is not None
+        self._keep_and_tell(
+            self._report.lost(fragment.id, fragment.number, fragment.slot_ms, fragment.late, fragment.error)
+        )
+
+    def _keep_and_tell(self, result: FragmentProcessed) -> None:
         self._results.keep(result)
         if self._unsent and self._results.get(result.fragment_id) is not None:
             self._unsent[result.fragment_id] = None  # behind those before it; where it is not kept, none of them is
         else:
             self.tell(result)
+
+    def _count(self, fragment: Fragment) -> None:
+        if fragment.error is not None and fragment.error.retryable:
+            self._order.allow_retry(fragment.id, fragment.number)
+        if fragment.turn is not Turn.AGAIN:
+            self.statistics.add(fragment)
         self._report.record(fragment)
-        self._delivered(fragment)
+
+    def _tell_kept(self, result: FragmentProcessed) -> FragmentProcessed:
+        """Tell a kept result, or a failure in its place; what was told."""
+        try:
+            self.tell(result)
+        except Exception:  # noqa: BLE001 - as in `_attempt`
+            error = self._defect(result.fragment_id, result.sequence_number)
+            slot_ms, late = result.metadata.get("original_duration_ms", 0), "late" in result.metadata
+            self._results.forget(result.fragment_id)
+            self._order.allow_retry(result.fragment_id, result.sequence_number)
+            result = self._report.lost(result.fragment_id, result.sequence_number, slot_ms, late, error)
+            self.tell(result)
+        return result
+
+    def _tell_next(self) -> None:
+        """Tell the next of the kept results that a new connection has yet to get."""
+        fragment_id = next(iter(self._unsent))
+        del self._unsent[fragment_id]
+        if (result := self._results.get(fragment_id)) is not None:
+            self._tell_kept(result)
 
     def hurry(self) -> None:
         """Give the worker at once what it has yet to get: nothing will wait for the connection any more."""
-        for fragment_id in self._unsent:
-            if (result := self._results.get(fragment_id)) is not None:
-                self.tell(result)
-        self._unsent.clear()
+        while self._unsent:
+            self._tell_next()
 
     def complete(self) -> None:
         """Say that everything was delivered."""
@@ -227,10 +281,7 @@ class Delivery:
             while self._outlet is not None and self._unsent:
                 await self._outlet.drained()
                 if self._unsent:  # the connection may have gone meanwhile
-                    fragment_id = next(iter(self._unsent))
-                    del self._unsent[fragment_id]
-                    if (result := self._results.get(fragment_id)) is not None:
-                        self.tell(result)
+                    self._tell_next()
             self._moved_on.unpark_all()
             await self._moved_on.park()
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import Any, Final
 
 import structlog
-from attrs import frozen
+from attrs import field, frozen
 
-from protocol.dubbing import FragmentProcessed, StageTimings
+from protocol.dubbing import FragmentError, FragmentProcessed, StageTimings
 from protocol.errors import Stage
 
 from ..engines.suite import Models
 from ..observe.metrics import Metrics
+from ..observe.throttle import Throttle
 from .assets import Fragment
 
 OPTIONAL_KEYS: Final = frozenset({"gpu_utilization", "warnings", "late"})
 """Keys that say something by being there: a worker's own must not pass for ours."""
+
+RESULTS_LOGGED_PER_S: Final = 20
+"""Log lines about results of one stream. A live one has a result in six seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +31,7 @@ class Reporter:
     stream_id: str
     models: Models
     metrics: Metrics
+    _throttle: Throttle = field(factory=lambda: Throttle(RESULTS_LOGGED_PER_S), init=False)
 
     def result(self, fragment: Fragment) -> FragmentProcessed:
         """The fragment's one ``fragment:processed``."""
@@ -47,6 +52,29 @@ class Reporter:
             translated_text=fragment.text.translated_text if fragment.text else None,
             error=fragment.error,
             metadata=self._metadata(fragment),
+        )
+
+    def lost(self, fragment_id: str, number: int, slot_ms: int, late: bool, error: FragmentError) -> FragmentProcessed:
+        """What is told in place of a result that a defect of ours keeps from being told; it has nothing of it."""
+        metadata = {
+            "asr_model": self.models.asr.name,
+            "translation_model": self.models.translation.name,
+            "tts_model": self.models.tts.name,
+            "original_duration_ms": slot_ms,
+            "dubbed_duration_ms": 0,
+            "duration_variance_percent": 0.0,
+            "speed_ratio": 1.0,
+            "asset_ids": [],
+        }
+        return FragmentProcessed(
+            fragment_id=fragment_id,
+            stream_id=self.stream_id,
+            sequence_number=number,
+            status="failed",
+            processing_time_ms=0,
+            stage_timings=StageTimings(),
+            error=error,
+            metadata=metadata | ({"late": True} if late else {}),
         )
 
     def _metadata(self, fragment: Fragment) -> dict[str, Any]:
@@ -79,7 +107,6 @@ class Reporter:
         metrics, timings = self.metrics, fragment.timings_ms
         if fragment.text and fragment.text.translated_text:
             metrics.translations_total.labels(self._translator(fragment)).inc()
-        metrics.fragments_in_flight.dec()
         metrics.fragments_total.labels(fragment.status).inc()
         metrics.fragment_processing_seconds.observe(fragment.processing_time_ms / 1000)
         for stage, histogram in (
@@ -92,6 +119,9 @@ class Reporter:
         error = fragment.error
         if error is not None:
             metrics.fragment_errors_total.labels(error.stage, error.code).inc()
+        left_out = self._throttle.allow(self.stream_id, fragment.finished_at)
+        if left_out is None:
+            return
         log.info(
             "fragment_processed",
             fragment_id=fragment.id,
@@ -100,4 +130,5 @@ class Reporter:
             processing_time_ms=fragment.processing_time_ms,
             stage_timings_ms={str(stage): spent for stage, spent in timings.items()},
             error_code=error and error.code,
+            **({"lines_left_out": left_out} if left_out else {}),
         )

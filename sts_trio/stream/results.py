@@ -6,10 +6,11 @@ never acknowledge, so without the budget a stream's memory would grow for days. 
 
 from __future__ import annotations
 
-import orjson
 from attrs import define, field
 
 from protocol.dubbing import FragmentProcessed
+
+from .memory import json_bytes
 
 OVERHEAD_BYTES = 1_024
 """What a result weighs beside its audio, texts and metadata: ids, timings, the objects themselves."""
@@ -19,9 +20,7 @@ def weight_bytes(result: FragmentProcessed) -> int:
     """Memory a kept result is accounted with."""
     audio = len(result.dubbed_audio.data) if result.dubbed_audio else 0
     texts = 4 * (len(result.transcript or "") + len(result.translated_text or ""))
-    # As objects, small values weigh several times what they do as JSON.
-    metadata = 8 * len(orjson.dumps(result.metadata)) if result.metadata else 0
-    return audio + texts + metadata + OVERHEAD_BYTES
+    return audio + texts + json_bytes(result.metadata) + OVERHEAD_BYTES
 
 
 @define
@@ -34,9 +33,10 @@ class ResultBuffer:
 
     def keep(self, result: FragmentProcessed) -> None:
         """Keep `result`, in place of an older one of the same fragment; forget the oldest beyond the budget."""
+        weight = weight_bytes(result)
         self.forget(result.fragment_id)
         self._kept[result.fragment_id] = result
-        self.used_bytes += weight_bytes(result)
+        self.used_bytes += weight
         while self.used_bytes > self.budget_bytes:
             self.forget(next(iter(self._kept)))
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from enum import StrEnum
 
 import structlog
@@ -45,6 +44,7 @@ from .assets import Fragment
 from .delivery import Delivery, Outlet
 from .fallback import Fallback
 from .flow import FlowControl, Level, default_critical
+from .memory import StreamMemory
 from .pipeline import Pipeline
 from .reporting import Reporter
 from .stages import Stages
@@ -107,6 +107,7 @@ class StreamSession:
         critical = settings.backpressure_critical or default_critical(self.max_inflight)
         self._flow = FlowControl(self.max_inflight, max(critical, self.max_inflight))
         self._told = Level.NORMAL
+        self._memory = StreamMemory(settings.stream_buffer_bytes, self.max_inflight, self.config)
         self._scope = trio.CancelScope()
         self._fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
         stages = Stages(self.stream_id, self.config, engines, self._fallback)
@@ -127,6 +128,11 @@ class StreamSession:
     def in_flight(self) -> int:
         """Fragments accepted and not yet emitted (contract, "Flow control")."""
         return len(self._accepted)
+
+    @property
+    def held_bytes(self) -> int:
+        """The most memory that what is in flight can come to take (`STREAM_BUFFER_BYTES`)."""
+        return self._memory.held_bytes
 
     def open(self) -> ServerEvent:
         """Take fragments from here on, and say so."""
@@ -245,9 +251,13 @@ class StreamSession:
             raise PayloadError(
                 ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{self.in_flight} fragments are in flight: send it again later"
             )
+        if not self._memory.admits(data):
+            held = f"{self.in_flight} fragments in flight may take {self.held_bytes} bytes of memory"
+            raise PayloadError(ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{held}: send it again later")
         turn = self._delivery.admit(data.fragment_id, data.sequence_number)
         fragment = Fragment(data, turn, accepted_at=trio.current_time())
         self._accepted[fragment.id] = fragment
+        self._memory.add(data)
         self._arrivals += 1
         heapq.heappush(self._waiting, (fragment.number, self._arrivals, fragment))
         self._metrics.fragments_in_flight.inc()
@@ -307,7 +317,6 @@ class StreamSession:
         """
         try:
             with self._scope, bound_contextvars(stream_id=self.stream_id):
-                log.info("stream_started", session_id=self.session_id, worker_id=self.worker_id)
                 async with trio.open_nursery() as catching_up:
                     catching_up.start_soon(self._delivery.catch_up)
                     await self._process()
@@ -315,9 +324,7 @@ class StreamSession:
                     self._delivery.complete()
                     self.state = SessionState.ENDED
                     catching_up.cancel_scope.cancel()
-            completed = not self._scope.cancelled_caught
-            log.info("stream_ended", stream_id=self.stream_id, completed=completed)
-            return completed
+            return not self._scope.cancelled_caught
         except Exception:
             self.abandon(ErrorCode.INTERNAL_ERROR, "the stream was lost to an internal error")
             raise
@@ -326,23 +333,28 @@ class StreamSession:
             self._metrics.fragments_in_flight.dec(len(self._accepted))
             self._accepted.clear()
             self._waiting.clear()
+            self._memory.clear()
 
     async def _process(self) -> None:
         """Carry every fragment from the waiting queue to its result, until `end` and nothing waits any more."""
         async with trio.open_nursery() as nursery:
             feed_out, feed_in = trio.open_memory_channel[Fragment](0)
             done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
-            nursery.start_soon(self._prepare)
-            nursery.start_soon(self._feed, feed_out)
+            nursery.start_soon(self._feed, feed_out, nursery)
             nursery.start_soon(self._pipeline.run, feed_in, done_out)
             nursery.start_soon(self._delivery.emit, done_in, self._finish)
 
     async def _prepare(self) -> None:
-        with suppress(EngineFailure):  # then it is made when it is needed
+        try:
             await self._fallback.prepare()
+        except EngineFailure:
+            pass  # then it is made when it is needed
+        except Exception:
+            log.exception("fallback_not_prepared")  # as before; and a defect there is no end of the stream
 
-    async def _feed(self, outlet: trio.MemorySendChannel[Fragment]) -> None:
+    async def _feed(self, outlet: trio.MemorySendChannel[Fragment], beside: trio.Nursery) -> None:
         """Give waiting fragments a token each, lowest number first, and start their deadlines."""
+        prepared = False
         async with outlet:
             while True:
                 while not self._waiting:
@@ -350,6 +362,9 @@ class StreamSession:
                         return
                     self._something_to_feed = trio.Event()
                     await self._something_to_feed.wait()
+                if not prepared:  # not before there is a fragment: a worker that only opens streams takes no encoder
+                    prepared = True
+                    beside.start_soon(self._prepare)
                 token = object()
                 await self._tokens.acquire_on_behalf_of(token)
                 # Only now is it decided whose token it is: a lower number may have come while it was waited for.
@@ -368,4 +383,6 @@ class StreamSession:
     def _forget(self, fragment: Fragment) -> None:
         """Its result has left."""
         del self._accepted[fragment.id]
+        self._memory.remove(fragment.id)
+        self._metrics.fragments_in_flight.dec()
         self._update_flow()

@@ -8,7 +8,9 @@ from typing import Final
 
 from attrs import define, field
 
-from protocol.dubbing import FragmentProcessed, Statistics
+from protocol.dubbing import Statistics
+
+from .assets import Fragment
 
 RECENT_TIMES: Final = 1_000
 """Processing times kept for the 95th percentile: the last hour and a half of a live stream."""
@@ -27,18 +29,13 @@ class StreamStatistics:
     _current_ms: deque[int] = field(factory=lambda: deque(maxlen=CURRENT_TIMES))
     _recent_ms: deque[int] = field(factory=lambda: deque(maxlen=RECENT_TIMES))
 
-    def add(self, result: FragmentProcessed, duration_ms: int, busy_ms: int) -> None:
-        """Count a result.
-
-        Args:
-            duration_ms: length of the fragment's slot.
-            busy_ms: what processing took, waiting for a token not included.
-        """
-        self.counts[result.status] += 1
-        self.total_duration_ms += duration_ms
-        self._total_ms += result.processing_time_ms
-        self._recent_ms.append(result.processing_time_ms)
-        self._current_ms.append(busy_ms)
+    def add(self, fragment: Fragment) -> None:
+        """Count a finished fragment."""
+        self.counts[fragment.status] += 1
+        self.total_duration_ms += fragment.slot_ms
+        self._total_ms += fragment.processing_time_ms
+        self._recent_ms.append(fragment.processing_time_ms)
+        self._current_ms.append(fragment.busy_ms)
 
     @property
     def total(self) -> int:
