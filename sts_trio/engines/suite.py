@@ -79,8 +79,8 @@ class EngineSuite:
     @classmethod
     def assemble(cls, models: Models, settings: Settings, offload: Offload, metrics: Metrics) -> EngineSuite:
         """Put each engine behind a pool with the configured number of slots."""
-        # Each stream has at most 10 fragments in process, and each of them one request at a time.
-        most_waiting = settings.max_concurrent_streams * 10
+        # Each stream has at most 10 fragments in process, and each of them one request at a time, beside its silence.
+        most_waiting = settings.max_concurrent_streams * 20
 
         def pool(label: str, engine: Engine[Req, Res], slots: int) -> Pool[Req, Res]:
             return Pool(label, engine, slots=slots, max_waiting=most_waiting, offload=offload, metrics=metrics)

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
+import structlog
+import trio
 from attrs import define, field
 
 from protocol.dubbing import StreamConfig
 
-from ..engines.base import Samples
+from ..engines.base import EngineFailure, Samples
 from ..engines.codec import EncodeRequest
 from ..engines.pool import Pool
 from .assets import Fragment
+
+log = structlog.get_logger(__name__)
+
+KEPT_BYTES: Final = 256 * 1024
+"""What the silences of a stream may have together, beside the one used last: seventy lengths of m4a, which takes long
+to encode, and hardly any of PCM, which takes no time."""
+
+PREPARE_TIMEOUT_S: Final = 2.0
+"""What the silence of a stream that begins may take: ten times as long as a minute of m4a does."""
 
 
 @define
 class Fallback:
     """One stream's fallback audio, ready before it is needed: after a deadline there is no time to encode.
 
-    Live fragments are all of one length, so their silence is encoded when the stream begins. Where the original is what
-    stands in, each is encoded as soon as it was decoded: what came may differ from the slot in length, rate or kind.
+    Live fragments are all of one length, so their silence is encoded when the stream begins; that of another length is
+    when such a fragment begins. Where the original is what stands in, each is encoded as soon as it was decoded: what
+    came may differ from the slot in length, rate or kind.
     """
 
     stream_id: str
     config: StreamConfig
     mode: str
     encode: Pool[EncodeRequest, bytes]
-    _silence: bytes = field(default=b"", init=False)
-    _silence_ms: int = field(default=-1, init=False)
+    _silences: dict[int, bytes] = field(factory=dict, init=False)  # by length in ms, the one used last is last
+    _being_made: dict[int, trio.Event] = field(factory=dict, init=False)
 
     async def prepare(self) -> None:
-        """Encode the silence of a fragment before it is needed.
+        """Encode the silence of a usual fragment, before there is one. Where that fails it is tried again."""
+        with trio.move_on_after(PREPARE_TIMEOUT_S):
+            await self._try(self.config.chunk_duration_ms)
 
-        Raises:
-            EngineFailure: it cannot be encoded now; it is tried again when it is needed.
-        """
-        await self._silent(self.config.chunk_duration_ms)
+    async def expect(self, fragment: Fragment) -> None:
+        """Encode the silence of a fragment that begins, where there is none of its length. As `prepare`."""
+        await self._try(fragment.slot_ms)
 
     async def keep_original(self, fragment: Fragment, decoded: Samples) -> None:
         """Encode what came as what goes back, where that is wanted.
@@ -54,12 +69,33 @@ class Fallback:
         """
         return await self._silent(fragment.slot_ms) if fragment.original is None else fragment.original
 
+    async def _try(self, duration_ms: int) -> None:
+        try:
+            await self._silent(duration_ms)
+        except EngineFailure as failure:
+            log.debug("silence_not_ready", code=failure.code, reason=str(failure))
+        except Exception:
+            log.exception("silence_not_ready")  # a defect, which has cost no fragment anything yet
+
     async def _silent(self, duration_ms: int) -> bytes:
-        if self._silence_ms != duration_ms:
-            nothing = np.zeros(0, dtype=np.float32)
-            self._silence = await self._encode(nothing, self.config.sample_rate_hz, duration_ms)
-            self._silence_ms = duration_ms
-        return self._silence
+        while (data := self._silences.pop(duration_ms, None)) is None:
+            being_made = self._being_made.get(duration_ms)
+            if being_made is None:
+                data = await self._make(duration_ms)
+                break
+            await being_made.wait()  # where that fails, it is tried here
+        self._silences[duration_ms] = data
+        while len(self._silences) > 1 and sum(map(len, self._silences.values())) - len(data) > KEPT_BYTES:
+            del self._silences[next(iter(self._silences))]
+        return data
+
+    async def _make(self, duration_ms: int) -> bytes:
+        made = self._being_made[duration_ms] = trio.Event()
+        try:
+            return await self._encode(np.zeros(0, dtype=np.float32), self.config.sample_rate_hz, duration_ms)
+        finally:
+            del self._being_made[duration_ms]
+            made.set()
 
     async def _encode(self, samples: Samples, sample_rate_hz: int, duration_ms: int) -> bytes:
         request = encode_request(self.config, samples, sample_rate_hz, duration_ms)

@@ -1,12 +1,13 @@
 """The stages of one stream, joined by bounded memory channels in one nursery.
 
-    source -> [decode] -> [asr] -> [translation] -> [tts] -> [encode] -> sink
+    source -> [take in] -> [decode] -> [asr] -> [translation] -> [tts] -> [encode] -> sink
 
 Closing the source drains the chain: each step closes the channel behind it when its last worker is done, so the sink
 ends when everything that went in has come out. Cancelling the nursery drops everything at once.
 
 The rules that hold for every fragment:
 
+* Something to play in place of speech is begun first, beside everything else (`fallback.py`).
 * Its deadline runs over all stages. At the deadline it stops waiting wherever it is, fails with ``TIMEOUT`` in that
   stage, and goes on to its fallback audio, for which it gets `FALLBACK_GRACE_S` more and no longer.
 * After a failure no further stage touches it.
@@ -68,12 +69,29 @@ class Pipeline:
             _Step(Stage.TTS, stages.speak, self._width),
             _Step(Stage.ENCODE, stages.encode, self._width),
         )
-        async with trio.open_nursery() as nursery:
-            for step in steps[:-1]:
+        async with trio.open_nursery() as beside:
+            async with trio.open_nursery() as chain:
                 outbox, inbox = trio.open_memory_channel[Fragment](self._width)
-                nursery.start_soon(self._run_step, step, source, outbox)
+                chain.start_soon(self._take_in, source, outbox, beside)
                 source = inbox
-            nursery.start_soon(self._run_step, steps[-1], source, sink)
+                for step in steps[:-1]:
+                    outbox, inbox = trio.open_memory_channel[Fragment](self._width)
+                    chain.start_soon(self._run_step, step, source, outbox)
+                    source = inbox
+                chain.start_soon(self._run_step, steps[-1], source, sink)
+            beside.cancel_scope.cancel()
+
+    async def _take_in(
+        self, inbox: trio.MemoryReceiveChannel[Fragment], outbox: trio.MemorySendChannel[Fragment], beside: trio.Nursery
+    ) -> None:
+        async with inbox, outbox:
+            async for fragment in inbox:
+                beside.start_soon(self._expect, fragment)
+                await outbox.send(fragment)
+
+    async def _expect(self, fragment: Fragment) -> None:
+        with trio.move_on_at(fragment.deadline + FALLBACK_GRACE_S):
+            await self._stages.fallback.expect(fragment)
 
     async def _run_step(
         self, step: _Step, inbox: trio.MemoryReceiveChannel[Fragment], outbox: trio.MemorySendChannel[Fragment]
