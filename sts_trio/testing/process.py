@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -47,11 +47,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def server_process(log: Path, *, profile: str = "embedded", **environment: str) -> Iterator[ServerProcess]:
+def server_process(
+    log: Path, *, profile: str = "embedded", faults: Sequence[str] | None = None, **environment: str
+) -> Iterator[ServerProcess]:
     """`sts-trio serve`, from healthy until the context ends; then it must stop in order.
 
     Args:
         log: file that takes what the server writes.
+        faults: where given, the server is `sts_trio.testing.serve` with these options, and `profile` means nothing.
         environment: variables to set for it; with TLS, a METRICS_PORT too, which is asked whether it is healthy.
 
     Raises:
@@ -60,9 +63,10 @@ def server_process(log: Path, *, profile: str = "embedded", **environment: str) 
     port = free_port()
     here = {"STS_HOST": "127.0.0.1", "STS_PORT": str(port), "METRICS_PORT": ""}
     health = f"http://127.0.0.1:{environment.get('METRICS_PORT') or port}/health"
+    command = ("sts_trio", "serve", "--profile", profile) if faults is None else ("sts_trio.testing.serve", *faults)
     with log.open("wb") as lines:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sts_trio", "serve", "--profile", profile],
+            [sys.executable, "-m", *command],
             env=os.environ | here | environment,
             stdout=lines,
             stderr=lines,
