@@ -9,6 +9,7 @@ from .cli.doctor import doctor
 from .cli.dub import dub
 from .cli.models import models
 from .cli.serve import serve
+from .cli.simulate import simulate
 from .cli.voices import voices
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     """Dubs live broadcasts: speech in, speech in another language out, in order and fitted to its slot."""
 
 
-for command in (serve, dub, models, voices, doctor):
+for command in (serve, dub, models, voices, doctor, simulate):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `sts-trio serve`, `dub`, `models`, `doctor` and `voices`."""
+"""The command line: `sts-trio serve`, `dub`, `models`, `doctor`, `voices` and `simulate`."""
 
 from __future__ import annotations
 

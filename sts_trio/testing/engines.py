@@ -48,10 +48,15 @@ async def inline_offload(function: Callable[..., T], /, *args: object) -> T:
 
 @frozen
 class Step(Generic[Res]):
-    """What one request meets: `delay_s` of the clock, then `outcome`; an exception is raised."""
+    """What one request meets: `delay_s` of the clock, then `outcome`; an exception is raised.
+
+    Attributes:
+        linger_s: a call that is cancelled ends only so much later, as one in a thread does that looks seldom.
+    """
 
     outcome: Res | EngineFailure | Exception
     delay_s: float = 0.0
+    linger_s: float = 0.0
 
 
 @define(eq=False)
@@ -108,6 +113,8 @@ class ScriptedEngine(Generic[Req, Res]):
             await trio.sleep(max(step.delay_s for step in steps))
         except trio.Cancelled:
             self.cancelled += 1
+            with trio.CancelScope(shield=True):
+                await trio.sleep(max(step.linger_s for step in steps))
             raise
         finally:
             self.running -= 1

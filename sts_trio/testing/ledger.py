@@ -1,0 +1,441 @@
+"""The contract as its worker sees it: what one session may be told, given what was said and heard before. Pure.
+
+A `Ledger` is told all that one worker says about one session and all that it hears, in order and with the time. Each
+thing heard that the contract does not allow is a line in `violations`. It knows nothing of the server's inside, so it
+can judge any server; and it knows that a network loses what was on its way:
+
+* What was said over a connection that was lost may have arrived or not.
+* What the server sent over it, too. So after a resume the same result may come again, unless its acknowledgement must
+  have arrived.
+
+The rules, with the part of the contract they are from, are the methods `_on_...` below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Final
+
+import orjson
+from attrs import define, field, frozen
+
+from protocol.errors import ErrorCode
+
+TIMEOUT_GRACE_S: Final = 0.1
+"""After a fragment's deadline, for its fallback audio."""
+
+ROUNDING_MS: Final = 1
+
+RESULT_OVERHEAD_BYTES: Final = 8_192
+"""More than a kept result weighs beside its audio."""
+
+_LEVELS: Final = {"medium": "slow_down", "high": "pause", "low": "none"}
+
+
+@frozen
+class Terms:
+    """What was agreed when the session began, and what its server is configured to.
+
+    Attributes:
+        critical: fragments in flight from which on the next is refused.
+        gap_timeout_s: how long results wait for a missing number.
+        kept_bytes: the server's budget for unacknowledged results.
+        slot_ms, sample_rate_hz, channels: of the audio, which is PCM.
+        slack_s: what the network may add to the time that anything takes.
+    """
+
+    max_inflight: int
+    timeout_s: float
+    critical: int
+    gap_timeout_s: float
+    kept_bytes: int
+    slot_ms: int
+    sample_rate_hz: int = 8_000
+    channels: int = 1
+    slack_s: float = 0.0
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of a dubbed fragment, exactly (contract, "Duration")."""
+        return round(self.slot_ms * self.sample_rate_hz / 1000) * 2 * self.channels
+
+    @property
+    def longest_s(self) -> float:
+        """From an acknowledgement to the result's leaving, at the most: the queue before it, its own turn, a gap.
+
+        Results that wait for a number hold no token, so the queue goes on meanwhile.
+        """
+        return self.queue_rounds * (self.timeout_s + TIMEOUT_GRACE_S) + self.gap_timeout_s + self.slack_s
+
+    @property
+    def queue_rounds(self) -> int:
+        """How many fragments one after the other a fragment waits for at the most, itself included."""
+        return math.ceil(self.critical / self.max_inflight) + 1
+
+
+@frozen
+class _Saying:
+    """A fragment was sent: by the count of what was said, and whether its fields were right."""
+
+    order: int
+    valid: bool
+
+
+@define
+class _Entry:
+    """One fragment_id.
+
+    Attributes:
+        unanswered: how it was sent, as often as no answer has come.
+        lost: likewise, over connections that were lost.
+        owed: it was acknowledged, and its result has not been heard.
+        maybe: it was sent over a connection that was lost: the server may owe a result.
+        results: a digest of each one heard, in order; the same one heard again is not added.
+    """
+
+    number: int
+    unanswered: list[_Saying] = field(factory=list)
+    lost: list[_Saying] = field(factory=list)
+    owed: bool = False
+    maybe: bool = False
+    acknowledged_at: float = math.inf
+    refused: bool = False
+    results: list[bytes] = field(factory=list)
+    may_retry: bool = True
+    late: bool = False
+    told: bool = False  # we have acknowledged its last result, and the server must know
+    saying: list[int] = field(factory=list)  # acknowledgements that may not have arrived
+    excused: bool = False  # what was asked of it may be answered by a result that comes again after a resume
+
+
+@define
+class Ledger:
+    """One session's account.
+
+    Attributes:
+        violations: what was heard and should not have been, or never came.
+        completed: ``stream:complete`` was heard.
+        ended: the worker said ``stream:end``, or the server drains.
+    """
+
+    terms: Terms
+    violations: list[str] = field(factory=list)
+    completed: bool = False
+    ended: bool = False
+    draining: bool = False
+    smooth_since: float = 0.0
+    _entries: dict[str, _Entry] = field(factory=dict)
+    _by_number: dict[int, set[str]] = field(factory=dict)
+    _said: int = 0
+    _level: str = "low"
+    _level_may_repeat: bool = False
+    _last_number: int = -1
+    _highest_sent: int = -1
+    _may_be_paused: bool = False
+    _paused_at: float = math.inf  # by the count of what was said; surely paused for what is said after that
+    _active_at: float = -math.inf  # likewise
+    _replay: dict[str, None] = field(factory=dict)
+    _replayed_bytes: int = 0
+    first_results: int = 0
+    statuses: dict[str, int] = field(factory=dict)
+
+    # ------------------------------------------------------------------------------------ what the worker says
+
+    def sends(self, fragment_id: str, number: int, *, valid: bool = True) -> None:
+        """A ``fragment:data`` leaves; `valid`: its fields are right."""
+        self._said += 1
+        entry = self._entries.get(fragment_id)
+        if entry is None:
+            entry = self._entries[fragment_id] = _Entry(number)
+            self._by_number.setdefault(number, set()).add(fragment_id)
+        entry.unanswered.append(_Saying(self._said, valid))
+        self._highest_sent = max(self._highest_sent, number)
+
+    def acknowledges(self, fragment_id: str) -> None:
+        """A ``fragment:ack`` of a result leaves."""
+        self._said += 1
+        self._entries[fragment_id].saying.append(self._said)
+
+    def pauses(self) -> None:
+        """``stream:pause`` leaves."""
+        self._said += 1
+        self._may_be_paused, self._paused_at, self._active_at = True, self._said, math.inf
+
+    def goes_on(self) -> None:
+        """``stream:resume`` leaves."""
+        self._said += 1
+        self._paused_at, self._active_at = math.inf, self._said
+
+    def ends(self) -> None:
+        """``stream:end`` leaves."""
+        self.ended = True
+
+    def disturbed(self, now: float) -> None:
+        """The network was not what `Terms.slack_s` says: no conclusions from times before this."""
+        self.smooth_since = now
+
+    def loses_connection(self) -> None:
+        """Its connection is lost, and with it whatever was on its way."""
+        self._paused_at = math.inf
+        for entry in self._entries.values():
+            if entry.unanswered:
+                entry.maybe = entry.maybe or any(saying.valid for saying in entry.unanswered)
+                entry.lost, entry.unanswered = entry.lost + entry.unanswered, []
+            entry.saying.clear()
+
+    def resumes(self, next_number: int | None, now: float) -> None:
+        """``stream:ready`` of a resume was heard: unacknowledged results are sent again from here on."""
+        self.smooth_since = now
+        self._level_may_repeat = True
+        self._replayed_bytes = 0
+        for entry in self._entries.values():
+            entry.lost.clear()
+            entry.excused = entry.owed or entry.maybe or bool(entry.results)
+        self._replay = {
+            fragment_id: None
+            for fragment_id, entry in self._entries.items()
+            if entry.results and not entry.told and (next_number is None or entry.number >= next_number or entry.late)
+        }
+
+    def recovers(self, now: float) -> None:
+        """The connection was recovered: what the server said meanwhile comes, answers to what arrived included."""
+        self.smooth_since = now
+        for entry in self._entries.values():
+            entry.excused = entry.excused or bool(entry.lost)
+            entry.lost, entry.unanswered = [], entry.lost + entry.unanswered
+
+    # ------------------------------------------------------------------------------------ what it hears
+
+    def hears(self, event: str, payload: dict[str, Any], now: float) -> None:
+        """Anything but ``stream:ready``."""
+        if self.completed and event != "error":
+            self._violated(f"{event} after stream:complete")
+        match event:
+            case "fragment:ack":
+                self._on_acknowledgement(payload["fragment_id"], now)
+            case "fragment:processed":
+                self._on_result(payload, now)
+            case "error":
+                self._on_error(payload, now)
+            case "backpressure":
+                self._on_backpressure(payload)
+            case "stream:complete":
+                self._on_complete(payload)
+            case _:
+                self._violated(f"unknown event {event}")
+
+    def _on_acknowledgement(self, fragment_id: str, now: float) -> None:
+        """The answer to a fragment: in flight from now on, or still in flight ("Order, retries, resume")."""
+        entry = self._entries.get(fragment_id)
+        if entry is None or not entry.unanswered:
+            self._violated(f"{fragment_id} was acknowledged, and nobody had sent it")
+            return
+        saying = self._answered(entry)
+        if not saying.valid and not entry.excused:
+            self._violated(f"{fragment_id} was acknowledged, and is not valid")
+        if entry.owed:
+            return  # sent again while in flight
+        if saying.order > self._paused_at:
+            self._violated(f"{fragment_id} was acknowledged while paused")
+        if saying.order > self._active_at:
+            self._may_be_paused = False
+        if entry.results and not entry.may_retry:
+            self._violated(f"{fragment_id} is processed again, and had its result")
+        entry.owed, entry.maybe, entry.refused = True, False, False
+        entry.acknowledged_at = now
+
+    def _on_result(self, payload: dict[str, Any], now: float) -> None:
+        """Exactly one for each accepted fragment, after its acknowledgement, in order ("Order, retries, resume")."""
+        fragment_id = payload["fragment_id"]
+        entry = self._entries.get(fragment_id)
+        if entry is None:
+            self._violated(f"a result of {fragment_id}, which was never sent")
+            return
+        digest = hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).digest()
+        is_known = bool(entry.results) and entry.results[-1] == digest
+        if is_known and fragment_id in self._replay:
+            del self._replay[fragment_id]
+            self._replayed_bytes += self.terms.slot_bytes
+            if self._replayed_bytes > self.terms.kept_bytes:
+                self._violated(f"{self._replayed_bytes} bytes came again, over what is kept")
+            return
+        if is_known and entry.unanswered:
+            self._answered(entry)
+            return
+        if not (entry.owed or entry.maybe):
+            problem = "before its acknowledgement" if not entry.results else "a second time"
+            self._violated(f"the result of {fragment_id} came {problem}")
+            return
+        if entry.owed and entry.acknowledged_at >= self.smooth_since:
+            waited_s = now - entry.acknowledged_at
+            if waited_s > self.terms.longest_s:
+                self._violated(f"the result of {fragment_id} came after {waited_s:.2f} s")
+        if entry.maybe:  # all that was said of it over the lost connection is answered with this
+            entry.told = False
+        is_first = not entry.results
+        entry.owed = entry.maybe = entry.refused = False
+        entry.results.append(digest)
+        entry.told = False
+        entry.saying.clear()
+        entry.late = bool(payload["metadata"].get("late"))
+        error = payload.get("error")
+        entry.may_retry = error is not None and error["retryable"]
+        if is_first:
+            self.first_results += 1
+            self.statuses[payload["status"]] = self.statuses.get(payload["status"], 0) + 1
+        if not entry.late:
+            if entry.number <= self._last_number:
+                self._violated(f"result {entry.number} came after {self._last_number}")
+            self._last_number = entry.number
+        self._check_result(payload)
+
+    def _check_result(self, payload: dict[str, Any]) -> None:
+        """What a result has in it: "Server to worker", "Errors", "Duration"."""
+        name, error = payload["fragment_id"], payload.get("error")
+        if (payload["status"] == "failed") != (error is not None):
+            self._violated(f"{name} is {payload['status']} with the error {error}")
+        most_ms = (self.terms.timeout_s + TIMEOUT_GRACE_S) * 1000 + ROUNDING_MS
+        if (spent_ms := sum(payload["stage_timings"].values())) > most_ms:
+            self._violated(f"{name} was {spent_ms} ms in its stages")
+        if payload["processing_time_ms"] > self.terms.queue_rounds * most_ms:
+            self._violated(f"{name} took {payload['processing_time_ms']} ms")
+        if error is not None and error["code"] == ErrorCode.TIMEOUT and not error["stage"]:
+            self._violated(f"{name}: TIMEOUT of no stage")
+        if error is not None and error["retryable"] != ErrorCode(error["code"]).retryable:
+            self._violated(f"{name}: {error['code']} with retryable {error['retryable']}")
+        audio = payload.get("dubbed_audio")
+        if audio is None:
+            if error is None or error["code"] != ErrorCode.TEMPORARY_UNAVAILABLE or not self.draining:
+                self._violated(f"{name} has no audio: {error}")
+        elif len(audio["data_base64"]) != 4 * math.ceil(self.terms.slot_bytes / 3):
+            self._violated(f"{name} does not fill its slot: {len(audio['data_base64'])} characters")
+
+    def _on_error(self, payload: dict[str, Any], now: float) -> None:
+        code = ErrorCode(payload["code"])
+        if code is ErrorCode.SEQUENCE_GAP:
+            self._on_gap(payload, now)
+            return
+        fragment_id = payload.get("fragment_id")
+        if fragment_id is not None:
+            self._on_refusal(fragment_id, code)
+        elif code is ErrorCode.INTERNAL_ERROR:
+            self._violated(f"{code}: {payload['message']}")
+
+    def _on_refusal(self, fragment_id: str, code: ErrorCode) -> None:
+        """Every refused fragment is named, and refused for a reason ("Errors", "Flow control")."""
+        entry = self._entries.get(fragment_id)
+        if entry is None or not entry.unanswered:
+            self._violated(f"{code} for {fragment_id}, which nobody had sent")
+            return
+        saying = self._answered(entry)
+        entry.refused = True
+        in_flight = sum(1 for other in self._entries.values() if other.owed or other.maybe)
+        unjust = {
+            ErrorCode.INVALID_FRAGMENT: saying.valid and not entry.excused,
+            ErrorCode.BACKPRESSURE_EXCEEDED: in_flight < self.terms.critical,
+            ErrorCode.STREAM_PAUSED: not self._may_be_paused,
+            ErrorCode.STREAM_NOT_FOUND: not self.ended and not self.draining,
+            ErrorCode.TEMPORARY_UNAVAILABLE: not self.draining,
+            ErrorCode.INVALID_SEQUENCE: self._is_fresh(entry),
+        }.get(code, True)
+        if unjust:
+            self._violated(f"{fragment_id} was refused: {code}")
+
+    def _is_fresh(self, entry: _Entry) -> bool:
+        """Its number is the highest so far, nobody else's, and it has not been processed."""
+        alone = len(self._by_number[entry.number]) == 1
+        return alone and entry.number >= self._highest_sent and not (entry.results or entry.maybe)
+
+    def _on_gap(self, payload: dict[str, Any], now: float) -> None:
+        """A gap is given up after `gap_timeout_s` of waiting, and names what nobody sent ("Order, retries, resume")."""
+        missing = set(payload["metadata"]["missing"])
+        for entry in self._entries.values():
+            if entry.number in missing and entry.owed and not entry.late:
+                self._violated(f"{entry.number} was given up as missing, and had been accepted")
+        if self.ended or self.draining:
+            return
+        if any(entry.maybe for entry in self._entries.values()):
+            return
+        behind = [e.acknowledged_at for e in self._entries.values() if e.owed and e.number > max(missing)]
+        earliest = min(behind, default=math.inf)
+        if earliest >= self.smooth_since and now - earliest < self.terms.gap_timeout_s - self.terms.slack_s - 1e-6:
+            self._violated(f"{sorted(missing)} were given up after {now - earliest:.3f} s")
+
+    def _on_backpressure(self, payload: dict[str, Any]) -> None:
+        """The table of "Flow control"."""
+        severity, in_flight, most = payload["severity"], payload["current_inflight"], self.terms.max_inflight
+        if _LEVELS.get(severity) != payload["action"]:
+            self._violated(f"backpressure {severity} with {payload['action']}")
+        if severity == self._level and not self._level_may_repeat:
+            self._violated(f"backpressure {severity} twice")
+        fits = {
+            "high": in_flight >= most if self._level_may_repeat else in_flight > 2 * most,
+            "medium": in_flight >= most if self._level_may_repeat else most < in_flight,
+            "low": in_flight < most,
+        }[severity]
+        if not fits or in_flight > self.terms.critical:
+            self._violated(f"backpressure {severity} with {in_flight} in flight")
+        self._level, self._level_may_repeat = severity, False
+
+    def _on_complete(self, payload: dict[str, Any]) -> None:
+        """It comes when everything has its result, and counts first results ("Server to worker")."""
+        self.completed = True
+        if not (self.ended or self.draining):
+            self._violated("completed, and nobody had asked for it")
+        self.check_nothing_owed()
+        if self._keeps_all and not any(entry.maybe for entry in self._entries.values()):
+            if payload["total_fragments"] != self.first_results:
+                self._violated(f"total_fragments {payload['total_fragments']}, results heard {self.first_results}")
+            for status in ("success", "partial", "failed"):
+                if payload[f"{status}_count"] != self.statuses.get(status, 0):
+                    self._violated(f"{status}_count {payload[f'{status}_count']}, heard {self.statuses}")
+
+    # ------------------------------------------------------------------------------------ at the end
+
+    @property
+    def owes(self) -> list[str]:
+        """Fragments whose result has not been heard."""
+        return [fragment_id for fragment_id, entry in self._entries.items() if entry.owed]
+
+    @property
+    def next_number(self) -> int:
+        """The first number without a result, for a resume."""
+        waiting = [e.number for e in self._entries.values() if not e.results and (e.owed or e.maybe)]
+        return min(waiting, default=self._last_number + 1)
+
+    def check_nothing_owed(self) -> None:
+        """To be called when everything should have come, over a connection that stands."""
+        if self._keeps_all:
+            for fragment_id in self.owes:
+                self._violated(f"{fragment_id} was accepted and has no result")
+        for fragment_id, entry in self._entries.items():
+            # A draining server completes the stream while a fragment is still on its way to it.
+            if entry.unanswered and not (entry.excused or self.draining):
+                self._violated(f"{fragment_id} was sent and got no answer")
+
+    def retryable(self) -> list[tuple[str, int]]:
+        """Fragments that may be sent again: refused, or failed for now."""
+        return [
+            (fragment_id, entry.number)
+            for fragment_id, entry in self._entries.items()
+            if not entry.owed and (entry.refused or (entry.results and entry.may_retry))
+        ]
+
+    # ------------------------------------------------------------------------------------ inside
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether no result can have been forgotten before it was heard."""
+        return self.terms.kept_bytes >= len(self._entries) * (self.terms.slot_bytes + RESULT_OVERHEAD_BYTES)
+
+    def _answered(self, entry: _Entry) -> _Saying:
+        """The oldest question about `entry` has its answer; so what was said before it has arrived."""
+        saying = entry.unanswered.pop(0)
+        for other in self._entries.values():
+            if other.saying and other.saying[0] < saying.order:
+                other.told = True
+        return saying
+
+    def _violated(self, rule: str) -> None:
+        self.violations.append(rule)
