@@ -34,6 +34,7 @@ class ClientWorker:
         self.journal = Journal(Path(options.journal))
         sent = {entry["n"] for entry in self.journal.entries if entry["what"] == "sent"}
         self.next_number = max(sent, default=-1) + 1
+        self.sent: list[int] = []  # by the client's own sequence numbers, which begin anew with it
         self.without_result = sent - {entry["n"] for entry in self.journal.entries if entry["what"] == "result"}
 
     async def run(self) -> None:
@@ -44,6 +45,7 @@ class ClientWorker:
             try:
                 async with open_worker(f"http://127.0.0.1:{self.options.port}", stream) as worker:
                     self.journal.write("ready", session=uuid.uuid4().hex)
+                    self.sent.clear()
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self.send, worker)
                         async for result in worker:
@@ -63,6 +65,7 @@ class ClientWorker:
             self.journal.write("sent", n=number)
             sound = tone(pitch_of(self.options.seed, number), FRAGMENT_MS / 1000, RATE_HZ)
             audio = Audio("pcm_s16le", RATE_HZ, 1, FRAGMENT_MS, (sound * 2**15).astype("<i2").tobytes())
+            self.sent.append(number)
             await worker.send(audio, {"number": number})
             await trio.sleep(self.options.interval_s)
         worker.end()
@@ -71,7 +74,9 @@ class ClientWorker:
         return Path(self.options.finish).exists()
 
     def take(self, result: FragmentProcessed) -> None:
-        number = result.metadata["number"]
+        number = self.sent[result.sequence_number]
+        if "number" not in result.metadata:  # the client's own word, where the server did not take it
+            self.journal.write("refused", n=number, code=result.error.code if result.error else None)
         heard = re.search(r"(\d+) Hz", result.transcript or "")
         data = result.dubbed_audio.data if result.dubbed_audio else b""
         self.journal.write(

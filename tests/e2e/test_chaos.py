@@ -1,8 +1,9 @@
 """Nothing lost, nothing twice, nothing left behind: workers are killed, and the network cuts, stalls and loses.
 
 Six workers, each a process, dub tones through a proxy that resets, closes, stalls, delays and slows their connections;
-now and then one of them is killed with SIGKILL and started again. The server is a process, too, with engines that fail
-and hang. It goes on until there were 200 reconnections, then the weather clears and everybody finishes.
+now and then one of them is killed with SIGKILL and started again. A seventh is killed and never comes back. The server
+is a process, too, with engines that fail and hang. It goes on until there were 200 reconnections, then the weather
+clears and everybody finishes.
 
 ``STS_CHAOS_RECONNECTIONS=5000 STS_CHAOS_SEED=7 pytest tests/e2e/test_chaos.py`` runs longer. The seed decides what
 meets each connection and who is killed; when that happens is up to the machine.
@@ -45,6 +46,7 @@ CHAOS_TIMEOUT_S = 120 + RECONNECTIONS / 2
 FINISH_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 30.0
 BETWEEN_KILLS_S = (0.4, 1.6)
+VANISHES_AFTER_S = 8.0
 
 MEMORY_TOLERANCE_BYTES = 24 * 2**20
 """Beyond what the server held after a calm round. A round that kept each result it sends would be over it: about 1,000
@@ -52,7 +54,8 @@ of them, 32 kB of sound each and its base64."""
 
 FAULTS = ("--seed", str(SEED), "--delay", "0.02:0.08", "--speech", "0.9:1.25", "--failures", "0.03", "--hangs", "0.002")
 SETTINGS = {
-    "MAX_CONCURRENT_STREAMS": "6",
+    "MAX_CONCURRENT_STREAMS": "7",
+    "RESUME_GRACE_S": "10",
     "STS_PING_INTERVAL_S": "1",  # so that a connection that is half-open is soon known to be
     "STS_PING_TIMEOUT_S": "1.5",
     "STS_HANDSHAKES_PER_S": "1000",
@@ -110,7 +113,26 @@ class Round:
 
     async def keep_alive(self, name: str, seed: int) -> None:
         """Run a worker, and run it again when it was killed, until it has come to its end."""
-        module = "chaos_client_worker" if name == "client" else "chaos_worker"
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            process = self.processes[name] = await self.start(name, seed)
+            try:
+                code = await process.wait()
+            finally:
+                process.kill()
+        del self.processes[name]
+        assert code == 0, f"{name}:\n{(self.folder / f'{name}.log').read_text()[-2_000:]}"
+
+    async def vanish(self) -> None:
+        """A worker that dies in the middle of its work and never comes back."""
+        process = await self.start("vanishing", seed=0)
+        try:
+            await trio.sleep(VANISHES_AFTER_S)
+        finally:
+            process.kill()
+            await process.wait()
+
+    async def start(self, name: str, seed: int) -> trio.Process:
         options = Options(
             port=self.port,
             name=name,
@@ -118,20 +140,12 @@ class Round:
             journal=str(self.folder / f"{name}.jsonl"),
             finish=str(self.finish),
             media=str(self.media),
-            **WORKERS[name],
+            **WORKERS.get(name, {}),
         )
+        module = "chaos_client_worker" if name == "client" else "chaos_worker"
         command = [sys.executable, "-m", f"{__package__}.{module}", json.dumps(asdict(options))]
         with (self.folder / f"{name}.log").open("ab") as log:
-            code = -signal.SIGKILL
-            while code == -signal.SIGKILL:
-                process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
-                try:
-                    self.processes[name] = process
-                    code = await process.wait()
-                finally:
-                    process.kill()
-        del self.processes[name]
-        assert code == 0, f"{name}:\n{(self.folder / f'{name}.log').read_text()[-2_000:]}"
+            return await trio.lowlevel.open_process(command, stdout=log, stderr=log)
 
     async def kill(self, random: Random) -> None:
         """SIGKILL now for one of the workers, now for another."""
@@ -197,6 +211,7 @@ async def test_chaos(tmp_path: Path, server: ServerProcess, media: Path) -> None
 
         proxy.next_fate = seeded_fates(SEED, WEATHER)
         async with workers(tmp_path / "chaos", media, proxy) as chaos, trio.open_nursery() as nursery:
+            nursery.start_soon(chaos.vanish)
             nursery.start_soon(chaos.kill, random)
             with trio.fail_after(CHAOS_TIMEOUT_S):
                 while chaos.connections() < len(WORKERS) + RECONNECTIONS:  # noqa: ASYNC110 - others write them
