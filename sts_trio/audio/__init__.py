@@ -13,6 +13,7 @@ from .encoding import encode
 from .samples import (
     AudioError,
     Samples,
+    ToolKilled,
     fit,
     frame_count,
     resample,
@@ -26,6 +27,7 @@ __all__ = [
     "AudioError",
     "Running",
     "Samples",
+    "ToolKilled",
     "check_rubberband",
     "decode",
     "encode",

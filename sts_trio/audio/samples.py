@@ -27,6 +27,10 @@ class AudioError(Exception):
         self.reason = reason
 
 
+class ToolKilled(AudioError):
+    """A tool was ended from outside, as when memory is short: the same may work the next time."""
+
+
 def frame_count(duration_ms: int, sample_rate_hz: int) -> int:
     """Frames in `duration_ms`: round(duration_ms x rate / 1000) (contract, "Duration").
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyrubberband
 from attrs import define
 
-from .samples import AudioError, Samples, cut_or_pad
+from .samples import AudioError, Samples, ToolKilled, cut_or_pad
 
 COMMAND: Final = "rubberband"
 
@@ -64,7 +64,8 @@ def stretch(samples: Samples, sample_rate_hz: int, speed: float) -> Samples:
     Rubber Band works on 16-bit files: samples are limited to -1..1 and quantised.
 
     Raises:
-        AudioError: `rubberband` is missing or failed, or the samples are not numbers.
+        ToolKilled: somebody killed `rubberband`.
+        AudioError: it is missing or failed, or the samples are not numbers.
         ValueError: `speed` is outside of `SLOWEST`..`FASTEST`, or `samples` are not mono.
     """
     if not SLOWEST <= speed <= FASTEST:
@@ -80,6 +81,8 @@ def stretch(samples: Samples, sample_rate_hz: int, speed: float) -> Samples:
     try:
         stretched = pyrubberband.time_stretch(limited, sample_rate_hz, speed, rbargs={})  # it changes its rbargs
     except subprocess.CalledProcessError as error:
+        if error.returncode < 0:
+            raise ToolKilled(f"rubberband was killed by signal {-error.returncode}") from error
         raise AudioError(f"rubberband failed with exit status {error.returncode}") from error
     except (OSError, RuntimeError) as error:  # what soundfile raises is a RuntimeError
         raise AudioError(f"the temporary files for rubberband cannot be used, is the disk full? ({error})") from error

@@ -142,8 +142,10 @@ class _Instance:
                 return Translation(await self._translate(commands, request.text))
             except PipelineDied:  # perhaps long ago: once more with a new one
                 return Translation(await self._translate(commands, request.text))
-        except (PipelineDied, OSError) as error:
+        except (NotStarted, OSError) as error:
             return EngineFailure(ErrorCode.TRANSLATION_FAILED, f"translation failed: {error}")
+        except PipelineDied as error:  # as when memory is short; the next request has another
+            return EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"translation failed: {error}")
 
     async def _translate(self, commands: Commands, text: str) -> str:
         try:
@@ -176,6 +178,10 @@ class PipelineDied(Exception):
     """A program of a pipeline has ended, and the pipeline with it."""
 
 
+class NotStarted(PipelineDied):
+    """It did so before it had anything to translate."""
+
+
 @define(eq=False)
 class _Pipeline:
     """The running programs of one pair. Each leads a session of its own, so that Ctrl-C does not reach it."""
@@ -187,15 +193,17 @@ class _Pipeline:
         """
         Raises:
             OSError: a program cannot be started.
-            PipelineDied: it ended at once.
+            NotStarted: it ended at once.
         """
         pipeline = cls()
         try:
             await pipeline._spawn(commands)
             # A pipeline remembers whether a sentence has just ended. Ending one now makes the first request like all.
             await pipeline.flush(to_stream(""))
-        except BaseException:
+        except BaseException as error:
             await pipeline.kill()
+            if isinstance(error, PipelineDied):
+                raise NotStarted("a program of the pipeline ends as soon as it is started") from error
             raise
         return pipeline
 

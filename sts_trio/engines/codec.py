@@ -16,7 +16,7 @@ from protocol.dubbing import Audio
 from protocol.errors import ErrorCode
 
 from .. import audio
-from ..audio import AudioError, Samples
+from ..audio import AudioError, Samples, ToolKilled
 from .base import ASR_SAMPLE_RATE_HZ, EngineFailure, EngineUnavailable, Instance, Offload
 
 Req = TypeVar("Req")
@@ -134,6 +134,8 @@ class _StretchEngine(FunctionEngine[StretchRequest, Samples]):
             nursery.start_soon(_kill_when_cancelled, running, returned)
             try:
                 answer: Samples | EngineFailure = await offload(work, request)
+            except ToolKilled as error:
+                answer = EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, error.reason)
             except AudioError as error:
                 answer = EngineFailure(self.failure_code, error.reason)
             finally:

@@ -140,7 +140,9 @@ class EspeakEngine:
                 start_new_session=True,  # Ctrl-C does not reach it
             )
         except (OSError, subprocess.CalledProcessError) as error:
-            return EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, f"speech synthesis failed: {error}")
+            was_killed = isinstance(error, subprocess.CalledProcessError) and error.returncode < 0  # by a signal
+            code = ErrorCode.TEMPORARY_UNAVAILABLE if was_killed else ErrorCode.TTS_SYNTHESIS_FAILED
+            return EngineFailure(code, f"speech synthesis failed: {error}")
         return _speech(done.stdout)
 
 

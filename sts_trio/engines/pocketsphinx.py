@@ -133,14 +133,15 @@ class _Instance:
         """Call `function` in the child; a cancel kills the child.
 
         Raises:
-            EngineFailure: `ASR_FAILED`: the child died, or what it called failed.
+            EngineFailure: `TEMPORARY_UNAVAILABLE`: the child died, as when memory is short; the next call has another.
+                `ASR_FAILED`: what it called failed.
         """
         from trio_parallel import BrokenWorkerError
 
         try:
             result: T = await self._workers.run_sync(function, *args, kill_on_cancel=True, limiter=self._one_child)
         except BrokenWorkerError as error:
-            raise EngineFailure(ErrorCode.ASR_FAILED, "the speech recognition process died") from error
+            raise EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, "the speech recognition process died") from error
         # What pocketsphinx raises; what importing it in the child raises; no process could be started.
         except (RuntimeError, ImportError, OSError) as error:
             raise EngineFailure(ErrorCode.ASR_FAILED, f"speech recognition failed: {error}") from error

@@ -33,8 +33,9 @@ from ..engines.base import EngineFailure
 from .assets import Fragment
 from .stages import Stages
 
-FALLBACK_GRACE_S = 0.1
-"""A worker has its TIMEOUT at most this much after the deadline, fallback audio included."""
+FALLBACK_GRACE_S = 0.08
+"""What fallback audio that is not ready gets after the deadline. A worker has its TIMEOUT 100 ms after it at the
+latest, and this leaves some of that for writing it."""
 
 log = structlog.get_logger(__name__)
 

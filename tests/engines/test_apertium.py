@@ -206,7 +206,7 @@ async def test_a_long_text_does_not_block_itself(fake: FakeInstallation) -> None
 
 
 @pytest.mark.slow
-async def test_a_pipeline_that_ends_again_and_again_is_a_failure(
+async def test_a_pipeline_that_cannot_start_is_a_failure_for_good(
     fake: FakeInstallation, child_processes: ChildProcesses
 ) -> None:
     fake.program("broken", "exit 1")
@@ -216,6 +216,20 @@ async def test_a_pipeline_that_ends_again_and_again_is_a_failure(
         assert isinstance(answer, EngineFailure)
         assert answer.code is ErrorCode.TRANSLATION_FAILED
         assert child_processes() == set()
+
+
+@pytest.mark.slow
+async def test_a_pipeline_that_dies_over_a_text_may_do_better_the_next_time(
+    fake: FakeInstallation, child_processes: ChildProcesses
+) -> None:
+    fake.program("frail", 'exec sed -uz "/hello/Q"')  # ends at this word, and answers to what is before it
+    fake.pair("eng-spa", "copy", "frail", "copy")
+    async with ApertiumEngine(fake.modes).open(OFFLOAD) as instance:
+        [answer] = await instance([TranslationRequest("hello", "en", "es")])
+        assert isinstance(answer, EngineFailure)
+        assert answer.code is ErrorCode.TEMPORARY_UNAVAILABLE
+        assert child_processes() == set()
+        assert await translate(instance, "good-bye") == "good-bye"
 
 
 @pytest.mark.slow

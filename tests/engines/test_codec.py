@@ -154,6 +154,23 @@ async def test_the_work_is_done_where_it_is_offloaded_to() -> None:
         assert await instance([None]) != [threading.current_thread().name]
 
 
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("kill -KILL $$", ErrorCode.TEMPORARY_UNAVAILABLE), ("exit 1", ErrorCode.TTS_SYNTHESIS_FAILED)],
+)
+async def test_a_command_that_is_killed_may_do_better_the_next_time(
+    script: str, code: ErrorCode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "rubberband"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    async with stretcher().open(thread_offload(1)) as stretch:
+        [answer] = await stretch([StretchRequest(np.full(4_800, 0.1, np.float32), RATE, 1.5)])
+    assert isinstance(answer, EngineFailure)
+    assert answer.code is code
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launch_s", [0.0, 0.3])
 async def test_a_command_that_hangs_is_killed_when_nobody_waits_any_more(

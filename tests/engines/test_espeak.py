@@ -124,6 +124,11 @@ async def test_a_command_that_fails_is_a_failure_of_its_request(install: Callabl
         assert await refusal(instance, "hola") is ErrorCode.TTS_SYNTHESIS_FAILED
 
 
+async def test_a_command_that_is_killed_may_do_better_the_next_time(install: Callable[[str], EspeakEngine]) -> None:
+    async with install("kill -KILL $$").open(OFFLOAD) as instance:
+        assert await refusal(instance, "hola") is ErrorCode.TEMPORARY_UNAVAILABLE
+
+
 async def test_a_command_that_says_nothing_could_not_speak_the_text(install: Callable[[str], EspeakEngine]) -> None:
     async with install("head -c 3000 /dev/zero").open(OFFLOAD) as instance:
         assert await refusal(instance, "hola") is ErrorCode.INVALID_TEXT

@@ -185,24 +185,24 @@ async def test_a_cancelled_owner_leaves_no_child_behind(
 
 
 @pytest.mark.slow
-async def test_a_child_that_dies_fails_its_request_alone(
+async def test_a_child_that_is_killed_fails_its_request_alone_and_only_for_now(
     engine: PocketsphinxEngine, say: Callable[[str], Samples]
 ) -> None:
     speech = say(NEWS[0])
 
-    async def crash() -> None:
+    async def run_out_of_memory() -> None:
         await trio.sleep(0.2)
         [child] = multiprocessing.active_children()
         assert child.pid is not None
-        os.kill(child.pid, signal.SIGSEGV)
+        os.kill(child.pid, signal.SIGKILL)
 
     async with engine.open(OFFLOAD) as instance:
         before = await hear(instance, speech)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(crash)
+            nursery.start_soon(run_out_of_memory)
             [answer] = await instance([AsrRequest(np.tile(speech, 10), "en")])
         assert isinstance(answer, EngineFailure)
-        assert answer.code is ErrorCode.ASR_FAILED
+        assert answer.code is ErrorCode.TEMPORARY_UNAVAILABLE
 
         assert await hear(instance, speech) == before
 

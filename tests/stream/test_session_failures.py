@@ -106,7 +106,7 @@ async def test_a_fallback_that_takes_too_long_is_left_out(autojump_clock: MockCl
         (result,) = await worker.wait_for("fragment:processed")
         assert result["error"]["code"] == "TIMEOUT"
         assert "dubbed_audio" not in result
-        assert worker.times("fragment:processed") == [1.1]
+        assert 1 <= worker.times("fragment:processed")[0] < 1.1
 
 
 async def test_a_fragment_that_cannot_be_decoded_fails_alone(autojump_clock: MockClock) -> None:
