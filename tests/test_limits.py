@@ -20,6 +20,7 @@ ROWS = [
 ELSEWHERE = {
     "dubbing": "protocol.dubbing",
     "engineio": "protocol.engineio.server",
+    "pool": "sts_trio.engines.pool",
     "reporting": "sts_trio.stream.reporting",
 }
 

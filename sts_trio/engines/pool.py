@@ -34,9 +34,9 @@ Res = TypeVar("Res")
 log = structlog.get_logger(__name__)
 
 HUNG_AFTER_S: Final = 5.0
-"""How long a call may take to end after it was cancelled. What it does between two looks at whether it was (a window
-of Whisper, a block of XTTS's vocoder, an m4a of a minute) or to reap its child processes takes a second or two where
-it keeps up with a live stream at all, and most of a fragment's length is not needed to be sure."""
+"""How long a call may take to end after it was cancelled. The longest step between two looks at whether it was is a
+window of Whisper: less than a fragment lasts, where the model keeps up with live streams, and part of it is over by
+then. A minute of m4a takes half a second, killing child processes hardly any time."""
 
 
 class EngineDefect(Exception):
