@@ -130,6 +130,7 @@ class Worker:
         self.crashed: BaseException | None = None
         self.client = socketio.AsyncClient()
         self.asked: set[int] = set()  # sent over this connection, and not answered
+        self.acknowledging: set[asyncio.Task[None]] = set()
         self.lost = False
         self.is_ready = False
         self.complete = False
@@ -331,11 +332,13 @@ class Worker:
         )
         self.asked.discard(number)
         assert result["metadata"]["number"] == number
-        if self.options.resumes:
+        # What is tried again is not acknowledged before it is over: the server would take it for its next result.
+        if self.options.resumes and number not in self.progress.open:
             body = {"fragment_id": result["fragment_id"], "status": "applied", "timestamp": time.time_ns() // 1_000_000}
             confirm = self.guarded(lambda *_: self.write("confirmed", n=number, digest=digest))
             task = asyncio.get_running_loop().create_task(self.acknowledge(body, confirm))
-            task.add_done_callback(lambda _: None)
+            self.acknowledging.add(task)  # or it could be forgotten before it is done
+            task.add_done_callback(self.acknowledging.discard)
 
     async def acknowledge(self, body: dict[str, Any], confirm: Any) -> None:
         with suppress(socketio.exceptions.SocketIOError, TimeoutError, OSError):
