@@ -4,6 +4,7 @@ PYTHON ?= python3
 MEDIA ?=
 TO ?= es
 PROFILE ?= embedded
+SEEDS ?= 500
 WITHOUT ?=
 export WITHOUT
 
@@ -23,13 +24,14 @@ space := $(subst ,, )
 comma := ,
 installed = .venv/.installed-$(subst $(space),-,$1)
 
-.PHONY: help setup demo test lint types serve clean
+.PHONY: help setup demo test lint types simulate serve clean
 
 help:
 	@echo "make demo [MEDIA=file] [TO=es]  dub half a minute of English news, or a file, into build/demo/"
 	@echo "make demo PROFILE=production    the same with faster-whisper, DeepL and XTTS: needs a key and models"
 	@echo "make test                       everything that must hold: lint, types, all tests"
 	@echo "make test WITHOUT=tts           the same without torch and coqui-tts, a few GB less to install"
+	@echo "make simulate [SEEDS=500]       whole servers in virtual time, with everything going wrong that can"
 	@echo "make serve [PROFILE=embedded]   a server on port 8000"
 	@echo "make setup                      only install what the tests need"
 	@echo "make lint                       style, formatting, direction of imports"
@@ -41,6 +43,7 @@ demo: $(call installed,$(TO_RUN)) | system-packages
 
 test: lint types
 	$(BIN)/pytest
+	$(BIN)/sts-trio simulate --seeds 0:100000 --within 5
 	@$(if $(WITHOUT),echo "Left out: the tests of $(WITHOUT) (WITHOUT=$(WITHOUT)). make test runs them all.")
 
 lint: setup
@@ -51,6 +54,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 	$(BIN)/mypy demo/run.py
+
+simulate: setup
+	$(BIN)/sts-trio simulate --seeds 0:$(SEEDS)
 
 serve: $(call installed,$(TO_RUN)) | system-packages
 	$(BIN)/sts-trio serve --profile $(PROFILE)

@@ -90,7 +90,8 @@ class _Entry:
         unanswered: how it was sent, as often as no answer has come.
         lost: likewise, over connections that were lost.
         owed: it was acknowledged, and its result has not been heard.
-        maybe: it was sent over a connection that was lost: the server may owe a result.
+        doubtful: it may be that what was heard was that result.
+        maybe: how often it was sent over connections that were lost: the server may owe as many results.
         results: a digest of each one heard, in order; the same one heard again is not added.
     """
 
@@ -98,9 +99,11 @@ class _Entry:
     unanswered: list[_Saying] = field(factory=list)
     lost: list[_Saying] = field(factory=list)
     owed: bool = False
-    maybe: bool = False
+    doubtful: bool = False
+    maybe: int = 0
     acknowledged_at: float = math.inf
     refused: bool = False
+    passed_over: bool = False  # refused, so that its number holds nobody up
     results: list[bytes] = field(factory=list)
     may_retry: bool = True
     late: bool = False
@@ -173,25 +176,25 @@ class Ledger:
 
     def disturbed(self, now: float) -> None:
         """The network was not what `Terms.slack_s` says: no conclusions from times before this."""
-        self.smooth_since = now
+        self.smooth_since = now + self.terms.slack_s
 
     def loses_connection(self) -> None:
         """Its connection is lost, and with it whatever was on its way."""
         self._paused_at = math.inf
         for entry in self._entries.values():
             if entry.unanswered:
-                entry.maybe = entry.maybe or any(saying.valid for saying in entry.unanswered)
+                entry.maybe += sum(saying.valid for saying in entry.unanswered)
                 entry.lost, entry.unanswered = entry.lost + entry.unanswered, []
             entry.saying.clear()
 
     def resumes(self, next_number: int | None, now: float) -> None:
         """``stream:ready`` of a resume was heard: unacknowledged results are sent again from here on."""
-        self.smooth_since = now
+        self.disturbed(now)
         self._level_may_repeat = True
         self._replayed_bytes = 0
         for entry in self._entries.values():
             entry.lost.clear()
-            entry.excused = entry.owed or entry.maybe or bool(entry.results)
+            entry.excused = entry.owed or entry.maybe > 0 or bool(entry.results)
         self._replay = {
             fragment_id: None
             for fragment_id, entry in self._entries.items()
@@ -200,7 +203,7 @@ class Ledger:
 
     def recovers(self, now: float) -> None:
         """The connection was recovered: what the server said meanwhile comes, answers to what arrived included."""
-        self.smooth_since = now
+        self.disturbed(now)
         for entry in self._entries.values():
             entry.excused = entry.excused or bool(entry.lost)
             entry.lost, entry.unanswered = [], entry.lost + entry.unanswered
@@ -242,7 +245,7 @@ class Ledger:
             self._may_be_paused = False
         if entry.results and not entry.may_retry:
             self._violated(f"{fragment_id} is processed again, and had its result")
-        entry.owed, entry.maybe, entry.refused = True, False, False
+        entry.owed, entry.doubtful, entry.refused = True, False, False
         entry.acknowledged_at = now
 
     def _on_result(self, payload: dict[str, Any], now: float) -> None:
@@ -256,6 +259,7 @@ class Ledger:
         is_known = bool(entry.results) and entry.results[-1] == digest
         if is_known and fragment_id in self._replay:
             del self._replay[fragment_id]
+            entry.doubtful = entry.owed  # a retry may have failed in just the same way
             self._replayed_bytes += self.terms.slot_bytes
             if self._replayed_bytes > self.terms.kept_bytes:
                 self._violated(f"{self._replayed_bytes} bytes came again, over what is kept")
@@ -274,7 +278,12 @@ class Ledger:
         if entry.maybe:  # all that was said of it over the lost connection is answered with this
             entry.told = False
         is_first = not entry.results
-        entry.owed = entry.maybe = entry.refused = False
+        if entry.maybe > 1:  # a failure, and it was sent again: another one may come
+            entry.maybe -= 1
+            entry.doubtful = entry.owed
+        else:
+            entry.owed, entry.maybe = False, 0
+        entry.refused = False
         entry.results.append(digest)
         entry.told = False
         entry.saying.clear()
@@ -310,6 +319,8 @@ class Ledger:
                 self._violated(f"{name} has no audio: {error}")
         elif len(audio["data_base64"]) != 4 * math.ceil(self.terms.slot_bytes / 3):
             self._violated(f"{name} does not fill its slot: {len(audio['data_base64'])} characters")
+        elif payload["status"] == "success" and payload["translated_text"] and not audio["data_base64"].strip("A="):
+            self._violated(f"{name} is silent, and should say {payload['translated_text']!r}")
 
     def _on_error(self, payload: dict[str, Any], now: float) -> None:
         code = ErrorCode(payload["code"])
@@ -330,6 +341,7 @@ class Ledger:
             return
         saying = self._answered(entry)
         entry.refused = True
+        entry.passed_over = code is not ErrorCode.INVALID_SEQUENCE
         in_flight = sum(1 for other in self._entries.values() if other.owed or other.maybe)
         unjust = {
             ErrorCode.INVALID_FRAGMENT: saying.valid and not entry.excused,
@@ -353,6 +365,8 @@ class Ledger:
         for entry in self._entries.values():
             if entry.number in missing and entry.owed and not entry.late:
                 self._violated(f"{entry.number} was given up as missing, and had been accepted")
+            if entry.number in missing and entry.passed_over:
+                self._violated(f"{entry.number} was waited for, and had been refused")
         if self.ended or self.draining:
             return
         if any(entry.maybe for entry in self._entries.values()):
@@ -395,8 +409,8 @@ class Ledger:
 
     @property
     def owes(self) -> list[str]:
-        """Fragments whose result has not been heard."""
-        return [fragment_id for fragment_id, entry in self._entries.items() if entry.owed]
+        """Fragments whose result has surely not been heard."""
+        return [fragment_id for fragment_id, entry in self._entries.items() if entry.owed and not entry.doubtful]
 
     @property
     def next_number(self) -> int:

@@ -52,6 +52,7 @@ class WireWorker:
     _engine: ClientConnection = field(init=False)
     _outgoing: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
     _reading: trio.Event = field(factory=trio.Event, init=False)
+    _missed: list[tuple[str, dict[str, Any]]] = field(factory=list, init=False)
     _joined: bool = field(default=False, init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
 
@@ -142,22 +143,20 @@ class WireWorker:
         for event in events:
             match event:
                 case Connected(recovered=recovered):
-                    self._joined = True
+                    self._joined, self.recovered = True, recovered
                     if recovered:
-                        self._recovered()
+                        self.on_recovery()
+                    for missed in self._missed:
+                        self.hear(*missed)
                 case ConnectRefused(message=message):
                     raise NotLetIn(message)
                 case EventReceived(name=str(name), args=args):
-                    if not self._joined:
-                        self._recovered()  # what was missed comes before the word that it does
-                    self.hear(name, args[0])
+                    if self._joined:
+                        self.hear(name, args[0])
+                    else:  # it comes before the word that it does
+                        self._missed.append((name, args[0]))
                 case Disconnected():
                     self._scope.cancel()
-
-    def _recovered(self) -> None:
-        if not self.recovered:
-            self.recovered = True
-            self.on_recovery()
 
     async def _write(self, websocket: WebSocketConnection) -> None:
         while True:

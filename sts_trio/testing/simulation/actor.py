@@ -92,6 +92,7 @@ class Actor:
     _trouble_until: float = field(default=-math.inf, init=False)
     _is_served: bool = field(default=False, init=False)  # its stream is open over the connection that it has
     _loss_is_excused: bool = field(default=False, init=False)
+    _has_deserted: bool = field(default=False, init=False)
     _was_there_at_drain: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -112,7 +113,7 @@ class Actor:
                 self.problems.append(f"stuck, without {self.ledger.owes[:3] if self.ledgers else 'a session'}")
             self._close()
             self._nursery.cancel_scope.cancel()
-        is_due = self._was_there_at_drain if self.draining.is_set() else True
+        is_due = self._was_there_at_drain if self.draining.is_set() else not self._has_deserted
         if self.ledgers and not self.ledger.completed and is_due and not self._loss_is_excused:
             self.problems.append("the stream was never completed")
 
@@ -130,6 +131,10 @@ class Actor:
         plan = self.plan
         for _ in range(plan.fragments):
             if not await self._attached():
+                return
+            if self._chance.random() < plan.manners.deserts:
+                self.counts["deserters"] += 1
+                self._has_deserted = True
                 return
             await self._turn()
             await trio.sleep(self._chance.choice((plan.pace_s, self._chance.expovariate(1 / plan.pace_s))))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final
 
 import orjson
 import trio
 from attrs import asdict, frozen
+
+SEED_LIMIT_S: Final = 300.0
 
 
 @frozen
@@ -17,6 +21,11 @@ class Size:
 
     streams: int | None = None
     hours: float | None = None
+
+    @property
+    def limit_s(self) -> float:
+        """Of real time for one run: many times what it takes."""
+        return SEED_LIMIT_S * (1 + (self.streams or 1) * (self.hours or 0.0))
 
 
 @frozen
@@ -38,6 +47,9 @@ async def simulate_many(
 ) -> None:
     """Run `seeds`, and call `take` with each report as it comes.
 
+    A run that does not end in real time has stopped to make progress in virtual time, as one does in which a task asks
+    again and again without ever waiting: that is a violation like others.
+
     Args:
         within_s: no seed is begun later.
 
@@ -52,25 +64,43 @@ async def simulate_many(
 
 
 async def _feed(remaining: Iterator[int], size: Size, until: float, take: Callable[[Report], None]) -> None:
-    command = [sys.executable, "-m", __package__ or "", orjson.dumps(asdict(size)).decode()]
-    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    answers = process.stdout
-    try:
-        async with process.stdin, answers:
+    """Have one process after the other run seeds: a new one where a run did not end."""
+    is_needed = True
+    while is_needed:
+        async with _process(size) as ask:
+            is_needed = False
             for seed in remaining:
                 if trio.current_time() >= until:
                     break
-                await process.stdin.send_all(b"%d\n" % seed)
-                answer = bytearray()
-                while not answer.endswith(b"\n"):
-                    piece = await answers.receive_some()
-                    if not piece:
-                        raise ProcessFailed(f"the process that ran seed {seed} has ended")
-                    answer += piece
-                take(Report(**orjson.loads(answer)))
-        await process.wait()
+                with trio.move_on_after(size.limit_s) as patience:
+                    take(await ask(seed))
+                if patience.cancelled_caught:
+                    take(Report(seed, [f"did not end within {size.limit_s:.0f} s of real time"], {}, 0.0))
+                    is_needed = True
+                    break
+
+
+@asynccontextmanager
+async def _process(size: Size) -> AsyncIterator[Callable[[int], Awaitable[Report]]]:
+    command = [sys.executable, "-m", __package__ or "", orjson.dumps(asdict(size)).decode()]
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    questions, answers = process.stdin, process.stdout
+    assert questions is not None
+    assert answers is not None
+
+    async def ask(seed: int) -> Report:
+        await questions.send_all(b"%d\n" % seed)
+        answer = bytearray()
+        while not answer.endswith(b"\n"):
+            piece = await answers.receive_some()
+            if not piece:
+                raise ProcessFailed(f"the process that ran seed {seed} has ended")
+            answer += piece
+        return Report(**orjson.loads(answer))
+
+    try:
+        async with questions, answers:
+            yield ask
     finally:
         process.kill()
         with trio.CancelScope(shield=True):  # it was killed: this takes no time

@@ -62,6 +62,7 @@ class Manners:
         obeys: slows down when it is told to.
         bursts: sends several at once.
         leaves: hangs up politely and comes back.
+        deserts: is gone without a word, and never comes back.
     """
 
     skips: float = 0.0
@@ -78,6 +79,7 @@ class Manners:
     obeys: bool = True
     bursts: float = 0.0
     leaves: float = 0.0
+    deserts: float = 0.0
 
 
 @frozen
@@ -145,7 +147,7 @@ class Scenario:
             resume_grace_s=chance.choice((5.0, 30.0)),
             gap_timeout_ms=chance.choice((None, 0, 500, 20_000)),
             fallback_mode=chance.choice(("silence", "original")),
-            result_buffer_bytes=chance.choice((40_000, 2**25, 2**25, 2**25)),
+            result_buffer_bytes=chance.choice((20_000, 2**25, 2**25)),
             backpressure_critical=chance.choice((None, None, 2, 5)),
             drain_timeout_s=chance.choice((0.0, 1.0, 30.0)),
             recovery_s=chance.choice((0.0, 0.0, 0.0, 20.0)),
@@ -220,7 +222,15 @@ def _manners(chance: random.Random) -> Manners:
         case "existing":
             return Manners(acknowledges=0.0, resumes=False, obeys=False, bursts=0.1)
         case "careless":
-            return Manners(skips=0.05, swaps=0.05, repeats=0.05, malformed=0.05, undecodable=0.05, acknowledges=0.5)
+            return Manners(
+                skips=0.05,
+                swaps=0.05,
+                repeats=0.05,
+                malformed=0.05,
+                undecodable=0.05,
+                acknowledges=0.5,
+                deserts=chance.choice((0.0, 0.03)),
+            )
         case _:
             return Manners(
                 skips=0.08,
@@ -236,6 +246,7 @@ def _manners(chance: random.Random) -> Manners:
                 obeys=False,
                 bursts=0.2,
                 leaves=0.03,
+                deserts=chance.choice((0.0, 0.01)),
             )
 
 

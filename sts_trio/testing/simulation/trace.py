@@ -70,7 +70,7 @@ class Trace:
             event["exception"] = repr(error)
             if not _is_scripted(error):
                 self.defects.append(f"{what}: {''.join(traceback.format_exception(error))}")
-        self.add(f"log:{level}", what, **event)
+        self.add(f"log:{level}", what, **dict(sorted(event.items())))  # context variables have no order of their own
         raise structlog.DropEvent
 
 
