@@ -22,15 +22,12 @@ KEPT_BYTES: Final = 256 * 1024
 """What the silences of a stream may have together, beside the one used last: seventy lengths of m4a, which takes long
 to encode, and hardly any of PCM, which takes no time."""
 
-PREPARE_TIMEOUT_S: Final = 2.0
-"""What the silence of a stream that begins may take: ten times as long as a minute of m4a does."""
-
 
 @define
 class Fallback:
     """One stream's fallback audio, ready before it is needed: after a deadline there is no time to encode.
 
-    Live fragments are all of one length, so their silence is encoded when the stream begins; that of another length is
+    Live fragments are all of one length, so their silence is encoded when the first begins; that of another length is
     when such a fragment begins. Where the original is what stands in, each is encoded as soon as it was decoded: what
     came may differ from the slot in length, rate or kind.
     """
@@ -42,13 +39,9 @@ class Fallback:
     _silences: dict[int, bytes] = field(factory=dict, init=False)  # by length in ms, the one used last is last
     _being_made: dict[int, trio.Event] = field(factory=dict, init=False)
 
-    async def prepare(self) -> None:
-        """Encode the silence of a usual fragment, before there is one. Where that fails it is tried again."""
-        with trio.move_on_after(PREPARE_TIMEOUT_S):
-            await self._try(self.config.chunk_duration_ms)
-
     async def expect(self, fragment: Fragment) -> None:
-        """Encode the silence of a fragment that begins, where there is none of its length. As `prepare`."""
+        """Encode the silence of a fragment that begins, where there is none of its length. Where that fails it is tried
+        again when it is needed."""
         await self._try(fragment.slot_ms)
 
     async def keep_original(self, fragment: Fragment, decoded: Samples) -> None:

@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable
 from enum import StrEnum
 
-import structlog
 import trio
 from attrs import frozen
 from structlog.contextvars import bound_contextvars
@@ -37,7 +36,6 @@ from protocol.dubbing import (
 from protocol.errors import ErrorCode, PayloadError, Stage
 
 from ..config import Settings
-from ..engines.base import EngineFailure
 from ..engines.suite import EngineSuite
 from ..observe.metrics import Metrics
 from .assets import Fragment
@@ -48,8 +46,6 @@ from .memory import StreamMemory
 from .pipeline import Pipeline
 from .reporting import Reporter
 from .stages import Stages
-
-log = structlog.get_logger(__name__)
 
 
 class SessionState(StrEnum):
@@ -109,8 +105,8 @@ class StreamSession:
         self._told = Level.NORMAL
         self._memory = StreamMemory(settings.stream_buffer_bytes, self.max_inflight, self.config)
         self._scope = trio.CancelScope()
-        self._fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
-        stages = Stages(self.stream_id, self.config, engines, self._fallback)
+        fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
+        stages = Stages(self.stream_id, self.config, engines, fallback)
         self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
         gap_timeout_ms = settings.gap_timeout_ms
         self._delivery = Delivery(
@@ -337,34 +333,28 @@ class StreamSession:
 
     async def _process(self) -> None:
         """Carry every fragment from the waiting queue to its result, until `end` and nothing waits any more."""
+        if not await self._something_waits():  # a worker that only opens streams shall cost nobody anything
+            return
         async with trio.open_nursery() as nursery:
             feed_out, feed_in = trio.open_memory_channel[Fragment](0)
             done_out, done_in = trio.open_memory_channel[Fragment](self.max_inflight)
-            nursery.start_soon(self._feed, feed_out, nursery)
+            nursery.start_soon(self._feed, feed_out)
             nursery.start_soon(self._pipeline.run, feed_in, done_out)
             nursery.start_soon(self._delivery.emit, done_in, self._finish)
 
-    async def _prepare(self) -> None:
-        try:
-            await self._fallback.prepare()
-        except EngineFailure:
-            pass  # then it is made when it is needed
-        except Exception:
-            log.exception("fallback_not_prepared")  # as before; and a defect there is no end of the stream
+    async def _something_waits(self) -> bool:
+        """Wait for a fragment to wait for its token; False where none will."""
+        while not self._waiting:
+            if self.state is SessionState.ENDING:
+                return False
+            self._something_to_feed = trio.Event()
+            await self._something_to_feed.wait()
+        return True
 
-    async def _feed(self, outlet: trio.MemorySendChannel[Fragment], beside: trio.Nursery) -> None:
+    async def _feed(self, outlet: trio.MemorySendChannel[Fragment]) -> None:
         """Give waiting fragments a token each, lowest number first, and start their deadlines."""
-        prepared = False
         async with outlet:
-            while True:
-                while not self._waiting:
-                    if self.state is SessionState.ENDING:
-                        return
-                    self._something_to_feed = trio.Event()
-                    await self._something_to_feed.wait()
-                if not prepared:  # not before there is a fragment: a worker that only opens streams takes no encoder
-                    prepared = True
-                    beside.start_soon(self._prepare)
+            while await self._something_waits():
                 token = object()
                 await self._tokens.acquire_on_behalf_of(token)
                 # Only now is it decided whose token it is: a lower number may have come while it was waited for.
