@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from protocol.engineio import CloseReason
 
@@ -19,9 +19,8 @@ from ..server.application import Refusal
 from ..server.gateway import Gateway
 from ..stream.session import Identity
 from .engines import inline_offload, scripted_models
-
-VIRTUAL_HOUR_S = 3_600.0
-"""No event of a test is further away: what does not come by then never comes."""
+from .heard import Heard
+from .leftovers import left_behind
 
 
 def counting_identity() -> Identity:
@@ -35,35 +34,31 @@ def counting_identity() -> Identity:
 
 
 @define(eq=False)
-class MemoryWorker:
-    """A worker's connection as the gateway sees it (`server.application.Peer`), and what the worker received.
-
-    Attributes:
-        received: (time, event, payload) in the order in which they left.
-    """
+class MemoryWorker(Heard):
+    """A worker's connection as the gateway sees it (`server.application.Peer`), and what came over it."""
 
     gateway: Gateway
     id: str = "worker"
     namespace: str = "/"
     address: str = "memory"
-    closed: bool = False
-    received: list[tuple[float, str, dict[str, Any]]] = field(factory=list)
-    _news: trio.Event = field(factory=trio.Event, init=False)
 
     def emit(self, event: str, *args: object) -> None:
+        """Take what the gateway sends."""
         (payload,) = args
         assert isinstance(payload, dict)
         if not self.closed:
-            self.received.append((trio.current_time(), event, payload))
-            self._news.set()
+            self._hear(event, payload)
 
     async def drained(self) -> None:
+        """All that was sent has arrived already."""
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
+        """What the gateway does to end the connection."""
         self.disconnect()
 
     def connect(self, token: str | None = None) -> Refusal | None:
+        """Ask to be let in."""
         return self.gateway.connected(self, {} if token is None else {"token": token})
 
     def disconnect(self) -> None:
@@ -71,40 +66,23 @@ class MemoryWorker:
         if not self.closed:
             self.closed = True
             self.gateway.disconnected(self, CloseReason.TRANSPORT_CLOSE)
-            self._news.set()
+            self._hear_the_end()
 
     async def say(self, event: str, payload: object) -> Any:
         """Send an event; returns what an acknowledgement callback would get."""
         return next(iter(self.gateway.received(self, event, (payload,))), None)
 
-    def got(self, event: str) -> list[dict[str, Any]]:
-        """Payloads of every `event` received so far."""
-        return [payload for _, name, payload in self.received if name == event]
-
-    def times(self, event: str) -> list[float]:
-        """When each `event` was received."""
-        return [time for time, name, _ in self.received if name == event]
-
-    async def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
-        """Wait until `count` such events were received in all, and return them."""
-        with trio.fail_after(VIRTUAL_HOUR_S):
-            while len(self.got(event)) < count:
-                if self.closed:
-                    raise AssertionError(f"closed while waiting for {event}")
-                self._news = trio.Event()
-                await self._news.wait()
-        return self.got(event)
-
 
 @define(eq=False)
 class MemoryServer:
-    """What a test may look at. `worker` makes one more connection."""
+    """What a test may look at."""
 
     gateway: Gateway
     engines: EngineSuite
     metrics: Metrics
 
     def worker(self, id: str = "worker") -> MemoryWorker:
+        """One more connection, let in."""
         worker = MemoryWorker(self.gateway, id)
         assert worker.connect() is None
         return worker
@@ -115,6 +93,10 @@ class MemoryServer:
         value = self.metrics.registry.get_sample_value("sts_fragments_in_flight")
         assert value is not None
         return value
+
+    def left_behind(self) -> list[str]:
+        """See `leftovers.left_behind`."""
+        return left_behind(self.metrics, self.engines.models)
 
 
 @asynccontextmanager
