@@ -13,6 +13,7 @@ TCP's promises stand: what arrives is whole, in order, and once; a graceful clos
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import socket
@@ -28,7 +29,8 @@ WINDOW_BYTES: Final = 2**18
 BACKLOG: Final = 128
 """Connections that were made and not accepted yet."""
 
-SERVER_PORT: Final = 8_000
+SERVER_ADDRESS: Final = ("192.0.2.1", 8_000)
+FIRST_CLIENT_PORT: Final = 50_000
 
 
 @frozen
@@ -37,11 +39,28 @@ class Quality:
 
     Attributes:
         latency_s: from a byte's leaving to its arrival.
-        bytes_per_s: what one direction carries.
+        bytes_per_s: what one direction carries; what is sent at once, as far as it finds room, arrives at once, with
+            its last byte.
     """
 
     latency_s: float = 0.0
     bytes_per_s: float = math.inf
+
+
+@define
+class _ForOneTask:
+    """What two tasks may not do at once, as with a socket: their bytes would be mixed."""
+
+    doing: str
+    _is_taken: bool = False
+
+    def __enter__(self) -> None:
+        if self._is_taken:
+            raise trio.BusyResourceError(f"another task is {self.doing} already")
+        self._is_taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._is_taken = False
 
 
 @define(eq=False)
@@ -51,11 +70,13 @@ class _Direction:
     quality: Quality
     stalled: bool = False
     broken: bool = False
-    ended: bool = False  # nothing more is sent
     reader_gone: bool = False
     unread: int = 0
     _pieces: deque[tuple[float, bytes]] = field(factory=deque)  # (when it arrives, what)
     _free_at: float = 0.0  # when the last piece has left
+    _ends_at: float = math.inf  # when the word arrives that nothing more comes
+    _sender: _ForOneTask = field(factory=lambda: _ForOneTask("sending"))
+    _receiver: _ForOneTask = field(factory=lambda: _ForOneTask("receiving"))
     _changes: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     def changed(self) -> None:
@@ -66,51 +87,81 @@ class _Direction:
         self._pieces.clear()
         self.changed()
 
+    def end(self) -> None:
+        """Nothing more is sent."""
+        if not self._has_ended:
+            self._ends_at = self._leaves_at + self.quality.latency_s
+            self.changed()
+
+    async def send_end(self) -> None:
+        with self._sender:
+            await trio.lowlevel.checkpoint()
+            self._check_unbroken()
+            self.end()
+
     async def send(self, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        at = 0
-        while True:
-            if self.ended:
-                raise trio.ClosedResourceError("this end has said that it sends no more")
-            if self.broken or (self.reader_gone and not self.stalled):
-                raise trio.BrokenResourceError("connection reset")
-            room = WINDOW_BYTES - self.unread
-            if room > 0:
-                piece = bytes(data[at : at + room])
-                at += len(piece)
-                self._add(piece)
-            if at >= len(data):
-                return
-            await self._changes.park()
+        with self._sender:
+            await trio.lowlevel.checkpoint()
+            at = 0
+            while True:
+                self._check_not_ended()
+                self._check_unbroken()
+                if piece := data[at : at + WINDOW_BYTES - self.unread]:
+                    at += len(piece)
+                    self._add(piece)
+                if at >= len(data):
+                    return
+                await self._changes.park()
+
+    async def wait_for_room(self) -> None:
+        with self._sender:
+            await trio.lowlevel.checkpoint()
+            while True:
+                self._check_not_ended()
+                self._check_unbroken()
+                if self.unread < WINDOW_BYTES:
+                    return
+                await self._changes.park()
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._ends_at < math.inf
+
+    @property
+    def _leaves_at(self) -> float:
+        """When the next byte can."""
+        return max(self._free_at, trio.current_time())
+
+    def _check_not_ended(self) -> None:
+        if self._has_ended:
+            raise trio.ClosedResourceError("this end has said that it sends no more")
+
+    def _check_unbroken(self) -> None:
+        if self.broken or (self.reader_gone and not self.stalled):
+            raise trio.BrokenResourceError("connection reset")
 
     def _add(self, piece: bytes) -> None:
-        self._free_at = max(self._free_at, trio.current_time()) + len(piece) / self.quality.bytes_per_s
+        self._free_at = self._leaves_at + len(piece) / self.quality.bytes_per_s
         self._pieces.append((self._free_at + self.quality.latency_s, piece))
         self.unread += len(piece)
         self.changed()
 
-    async def wait_for_room(self) -> None:
-        await trio.lowlevel.checkpoint()
-        while self.unread >= WINDOW_BYTES and not (self.broken or self.ended or self.reader_gone):
-            await self._changes.park()
-
     async def receive(self, max_bytes: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self.reader_gone:
-                raise trio.ClosedResourceError("this end is closed")
-            if self.broken:
-                raise trio.BrokenResourceError("connection reset")
-            arrives_at = self._pieces[0][0] if self._pieces else math.inf
-            if not self.stalled:
+        with self._receiver:
+            await trio.lowlevel.checkpoint()
+            while True:
+                if self.reader_gone:
+                    raise trio.ClosedResourceError("this end is closed")
+                if self.broken:
+                    raise trio.BrokenResourceError("connection reset")
+                arrives_at = math.inf if self.stalled else self._pieces[0][0] if self._pieces else self._ends_at
                 if arrives_at <= trio.current_time():
                     return self._take(max_bytes)
-                if self.ended and not self._pieces:
-                    return b""
-            with trio.CancelScope(deadline=math.inf if self.stalled else arrives_at):
-                await self._changes.park()
+                with trio.CancelScope(deadline=arrives_at):
+                    await self._changes.park()
 
     def _take(self, max_bytes: int) -> bytes:
+        """What has arrived; nothing where all has, and nothing more comes."""
         taken = bytearray()
         while self._pieces and self._pieces[0][0] <= trio.current_time() and len(taken) < max_bytes:
             arrived_at, piece = self._pieces.popleft()
@@ -155,79 +206,86 @@ class Line:
 
 @frozen
 class _Socket:
-    """What is asked of a connection's socket: its addresses."""
+    """What is asked of a connection's socket: its addresses, each a host and a port."""
 
-    host: str
-    port: int
+    name: tuple[str, int]
+    peer: tuple[str, int]
     family: socket.AddressFamily = socket.AF_INET
 
     def getpeername(self) -> tuple[str, int]:
-        return (self.host, self.port)
+        return self.peer
 
     def getsockname(self) -> tuple[str, int]:
-        return ("192.0.2.1", SERVER_PORT)
+        return self.name
 
 
 class End(trio.abc.HalfCloseableStream):
     """One end of a line."""
 
-    def __init__(self, outgoing: _Direction, incoming: _Direction, peer: _Socket) -> None:
-        self.socket = peer
+    def __init__(self, outgoing: _Direction, incoming: _Direction, socket: _Socket) -> None:
+        self.socket = socket
         self._outgoing = outgoing
         self._incoming = incoming
-        self._closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self._check_open()
         await self._outgoing.send(bytes(data))
 
     async def wait_send_all_might_not_block(self) -> None:
-        self._check_open()
         await self._outgoing.wait_for_room()
 
     async def send_eof(self) -> None:
-        self._check_open()
-        await trio.lowlevel.checkpoint()
-        self._outgoing.ended = True
-        self._outgoing.changed()
+        """Say that nothing more comes; twice is as good as once."""
+        if self._incoming.reader_gone:
+            raise trio.ClosedResourceError("this end is closed")
+        await self._outgoing.send_end()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        self._check_open()
-        return await self._incoming.receive(max_bytes or WINDOW_BYTES)
+        if max_bytes is None:
+            max_bytes = WINDOW_BYTES
+        if not isinstance(max_bytes, int):
+            raise TypeError("max_bytes must be an integer")
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be positive")
+        return await self._incoming.receive(max_bytes)
 
     async def aclose(self) -> None:
         """Say that nothing more comes, and take nothing more: the other end's sends fail from now on."""
-        if not self._closed:
-            self._closed = True
-            self._outgoing.ended = self._incoming.reader_gone = True
-            self._outgoing.changed()
-            self._incoming.changed()
+        self._outgoing.end()
+        self._incoming.reader_gone = True
+        self._incoming.changed()
         await trio.lowlevel.checkpoint()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this end is closed")
 
 
 class Network(trio.abc.Listener[trio.SocketStream]):
-    """What a server listens on (`Server.listen`) and workers connect to."""
+    """What a server listens on (`Server.listen`), on one port, and workers connect to."""
 
     def __init__(self) -> None:
-        self._arriving, self._accepted = trio.open_memory_channel[End](BACKLOG)
-        self._ports = itertools.count(50_000)
-        self._listening = False
-        self.socket = _Socket("192.0.2.1", SERVER_PORT)
+        self._ports = itertools.count(FIRST_CLIENT_PORT)
+        self._arriving, self._accepted = trio.open_memory_channel[tuple[End, Line]](BACKLOG)
+        self._accepted.close()  # nobody listens yet
+        self.socket = _Socket(SERVER_ADDRESS, SERVER_ADDRESS)
 
     async def listen(self, port: int, host: str) -> list[trio.SocketListener]:
+        """Listen, whatever the port and the host.
+
+        Raises:
+            OSError: somebody listens already.
+        """
         await trio.lowlevel.checkpoint()
-        self._listening = True
+        if self._is_open:
+            raise OSError(errno.EADDRINUSE, "a network has one port, and a server listens on it")
+        self._arriving, self._accepted = trio.open_memory_channel[tuple[End, Line]](BACKLOG)
         return [cast(trio.SocketListener, self)]
 
     async def accept(self) -> trio.SocketStream:
-        return cast(trio.SocketStream, await self._accepted.receive())
+        end, _ = await self._accepted.receive()
+        return cast(trio.SocketStream, end)
 
     async def aclose(self) -> None:
-        self._listening = False
+        """Listen no more; connections that were not accepted are reset."""
+        while self._is_open and self._accepted.statistics().current_buffer_used:
+            self._accepted.receive_nowait()[1].cut()
+        self._accepted.close()
         await trio.lowlevel.checkpoint()
 
     def connect(self, quality: Quality = Quality(), host: str = "192.0.2.7") -> tuple[Any, Line]:
@@ -237,10 +295,15 @@ class Network(trio.abc.Listener[trio.SocketStream]):
             ConnectionRefusedError: nobody listens, or far too many connect at once.
         """
         to_server, to_client = _Direction(quality), _Direction(quality)
+        line, client = Line(to_server, to_client), (host, next(self._ports))
         try:
-            if not self._listening:
-                raise trio.WouldBlock
-            self._arriving.send_nowait(End(to_client, to_server, _Socket(host, next(self._ports))))
-        except trio.WouldBlock:
+            self._arriving.send_nowait((End(to_client, to_server, _Socket(SERVER_ADDRESS, client)), line))
+        except trio.BrokenResourceError:
             raise ConnectionRefusedError("nobody listens") from None
-        return End(to_server, to_client, self.socket), Line(to_server, to_client)
+        except trio.WouldBlock:
+            raise ConnectionRefusedError(f"{BACKLOG} connections wait to be accepted") from None
+        return End(to_server, to_client, _Socket(client, SERVER_ADDRESS)), line
+
+    @property
+    def _is_open(self) -> bool:
+        return self._arriving.statistics().open_receive_channels > 0
