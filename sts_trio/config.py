@@ -162,7 +162,7 @@ class Settings:
     max_concurrent_streams: int = setting("MAX_CONCURRENT_STREAMS", integer(1, 1_000), 5, "Streams at once.")
     backpressure_critical: int | None = setting(
         "BACKPRESSURE_CRITICAL", integer(1, 1_000), None,
-        "In-flight fragments above which a stream's next one is refused (default 3 x max_inflight + 1).",
+        "Fragments in flight above which a next one is refused; never below max_inflight (default 3 x that + 1).",
     )  # fmt: skip
     gap_timeout_ms: int | None = setting(
         "GAP_TIMEOUT_MS", integer(0, 600_000), None,

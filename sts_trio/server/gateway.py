@@ -186,7 +186,7 @@ class Gateway:
         old = self._links.get(init.stream_id)
         if init.resume is not None:
             return self._resume(peer, init, old)
-        if old is not None and old.session.worker_id != init.worker_id:
+        if old is not None and not old.session.is_gone and old.session.worker_id != init.worker_id:
             raise _refusal(ErrorCode.STREAM_EXISTS, "another worker holds this stream_id")
         _check_models(self._engines.models, init)
         if old is None and len(self._links) >= self._settings.max_concurrent_streams:

@@ -82,6 +82,19 @@ async def test_another_worker_cannot_take_a_stream(autojump_clock: MockClock) ->
         await first.wait_for("fragment:processed")
 
 
+async def test_a_stream_that_has_ended_is_free_for_another_worker_at_once(autojump_clock: MockClock) -> None:
+    for ticks in range(50):  # around the very moment
+        async with memory_server() as server:
+            first, second = server.worker("first"), server.worker("second")
+            await first.say("stream:init", stream_init())
+            await first.say("stream:end", {"stream_id": "s"})
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            complete = bool(first.got("stream:complete"))
+            answer = await second.say("stream:init", stream_init(worker_id="other"))
+            assert answer.get("code") == (None if complete else "STREAM_EXISTS"), ticks
+
+
 async def test_a_worker_whose_stream_was_started_afresh_elsewhere_is_told(autojump_clock: MockClock) -> None:
     async with memory_server() as server:
         old, new = server.worker("old"), server.worker("new")

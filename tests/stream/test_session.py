@@ -261,6 +261,13 @@ async def test_backpressure_levels_and_recovery_are_the_contracts(autojump_clock
         assert worker.times("backpressure")[-1] == 6
 
 
+async def test_what_can_be_processed_at_once_is_never_refused(autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1)), Settings(backpressure_critical=1)) as server:
+        worker = await opened(server, max_inflight=3)
+        await send(worker, 0, 1, 2, 3)
+        assert [error["fragment_id"] for error in worker.got("error")] == ["f3"]
+
+
 async def test_max_inflight_is_never_exceeded(autojump_clock: MockClock) -> None:
     tts = ScriptedTts(script=lambda _: Step(tone(1), 1))
     async with memory_server(scripted_models(tts=tts), Settings(tts_slots=10)) as server:

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pybase64
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from attrs import evolve
@@ -127,10 +128,14 @@ async def test_a_defect_is_an_internal_error_that_shows_nothing_of_itself(autoju
 
     async with memory_server(scripted_models(ScriptedAsr(script=broken))) as server:
         worker = await opened(server)
-        await send(worker, 0)
-        (result,) = await worker.wait_for("fragment:processed")
+        with structlog.testing.capture_logs() as lines:
+            await send(worker, 0)
+            (result,) = await worker.wait_for("fragment:processed")
         assert result["error"]["code"] == "INTERNAL_ERROR"
         assert "secret" not in str(result)
+        (logged,) = [line for line in lines if line["event"] == "internal_error"]
+        assert logged["error_id"] in result["error"]["message"]  # which leads from one to the other
+        assert logged["exc_info"]
 
 
 @pytest.mark.parametrize("stage", ["asr", "translation", "tts"])

@@ -186,6 +186,26 @@ async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: Moc
         assert numbers(back) == [2]
 
 
+async def test_what_is_acknowledged_before_it_was_sent_again_is_not_sent_again(autojump_clock: MockClock) -> None:
+    class SlowReader(MemoryWorker):
+        async def drained(self) -> None:
+            await trio.sleep(1)
+
+    async with memory_server() as server:
+        worker = await opened(server)
+        session_id = worker.got("stream:ready")[0]["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        worker.disconnect()
+        back = SlowReader(server.gateway, "back")
+        assert back.connect() is None
+        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        await back.say("fragment:ack", {"fragment_id": "f1", "status": "applied", "timestamp": 1})
+        await back.say("stream:end", {"stream_id": "s"})
+        await back.wait_for("stream:complete")
+        assert numbers(back) == [0, 2]
+
+
 async def test_a_stream_that_has_just_completed_is_not_taken_over(autojump_clock: MockClock) -> None:
     outcomes = set()
     for ticks in range(50):  # around the very moment

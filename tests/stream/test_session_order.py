@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,6 +81,7 @@ async def test_a_missing_number_is_waited_for_and_then_given_up(autojump_clock: 
         (warning,) = worker.got("error")
         assert (warning["code"], warning["severity"]) == ("SEQUENCE_GAP", "warning")
         assert warning["metadata"] == {"missing": [1]}
+        assert warning["retryable"] is False
         assert worker.times("error") == [4]
         await send(worker, 1)
         assert worker.got("error")[1]["code"] == "INVALID_SEQUENCE"
@@ -162,6 +164,20 @@ async def test_a_refused_number_holds_nobody_up_and_its_retry_is_late(autojump_c
         assert complete["total_fragments"] == complete["success_count"] == 3  # it had no result before
 
 
+async def test_a_first_fragment_that_is_refused_holds_nobody_up_either(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        await worker.say("fragment:data", fragment(0) | {"timestamp": "today"})
+        await send(worker, 1)
+        await worker.wait_for("fragment:processed")
+        await send(worker, 0)
+        late = (await worker.wait_for("fragment:processed", 2))[-1]
+        assert (late["sequence_number"], late["metadata"]["late"]) == (0, True)
+        assert trio.current_time() == 0
+        await worker.say("fragment:data", fragment(0, fragment_id="new"))  # before the stream's start is after the end
+        assert worker.got("error")[-1]["code"] == "INVALID_SEQUENCE"
+
+
 # ---------------------------------------------------------------- the same fragment again
 
 
@@ -211,6 +227,60 @@ async def test_a_retryable_failure_is_processed_again_while_its_result_is_kept(a
         await worker.say("stream:end", {"stream_id": "s"})
         (complete,) = await worker.wait_for("stream:complete")
         assert (complete["total_fragments"], complete["failed_count"]) == (1, 1)  # first results count
+
+
+async def test_a_permanent_failure_sent_again_gets_its_result_again(autojump_clock: MockClock) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(EngineFailure(ErrorCode.ASR_FAILED, "no")))
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await send(worker, 0)
+        first, again = worker.got("fragment:processed")
+        assert first == again
+        assert len(asr.requests) == 1
+
+
+async def test_what_the_worker_has_acknowledged_cannot_be_had_again(autojump_clock: MockClock) -> None:
+    async with memory_server() as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await worker.say("fragment:ack", {"fragment_id": "f0", "status": "applied", "timestamp": 1})
+        await send(worker, 0)
+        (refusal,) = worker.got("error")
+        assert (refusal["code"], refusal["fragment_id"]) == ("INVALID_SEQUENCE", "f0")
+
+
+async def test_what_is_in_flight_is_acknowledged_again_whatever_the_stream_takes(autojump_clock: MockClock) -> None:
+    async with memory_server(scripted_models(slow_asr(1)), Settings(backpressure_critical=1)) as server:
+        worker = await opened(server, max_inflight=1)
+        await send(worker, 0, 0)  # there would be no room for another one
+        for event in ("stream:pause", "stream:end"):
+            await worker.say(event, {"stream_id": "s"})
+            await send(worker, 0)
+        assert len(worker.got("fragment:ack")) == 4
+        assert worker.got("error") == []
+        await worker.wait_for("stream:complete")
+        assert numbers(worker) == [0]
+
+
+async def test_a_retry_that_is_refused_may_come_again(autojump_clock: MockClock) -> None:
+    steps: Iterator[Step[Transcript]] = iter([Step(EngineFailure(ErrorCode.GPU_OOM, "full"))])
+    asr = ScriptedAsr(script=lambda _: next(steps, Step(Transcript("hello"), 1)))
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server, max_inflight=1)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await send(worker, 1, 2, 3, 4, 0)  # as many as may be in flight, and one more
+        assert [(error["code"], error["fragment_id"]) for error in worker.got("error")] == [
+            ("BACKPRESSURE_EXCEEDED", "f0")
+        ]
+        await worker.wait_for("fragment:processed", 5)
+        await send(worker, 0)
+        retried = (await worker.wait_for("fragment:processed", 6))[-1]
+        assert (retried["sequence_number"], retried["status"], retried["metadata"]["late"]) == (0, "success", True)
+        assert numbers(worker) == [0, 1, 2, 3, 4, 0]
 
 
 async def test_two_fragments_cannot_use_one_number(autojump_clock: MockClock) -> None:
