@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import structlog
 import trio
@@ -15,12 +13,9 @@ from ..engines.base import EngineFailure, Samples
 from ..engines.codec import EncodeRequest
 from ..engines.pool import Pool
 from .assets import Fragment
+from .memory import KEPT_SILENCE_BYTES
 
 log = structlog.get_logger(__name__)
-
-KEPT_BYTES: Final = 256 * 1024
-"""What the silences of a stream may have together, beside the one used last: seventy lengths of m4a, which takes long
-to encode, and hardly any of PCM, which takes no time."""
 
 
 @define
@@ -40,8 +35,10 @@ class Fallback:
     _being_made: dict[int, trio.Event] = field(factory=dict, init=False)
 
     async def expect(self, fragment: Fragment) -> None:
-        """Encode the silence of a fragment that begins, where there is none of its length. Where that fails it is tried
-        again when it is needed."""
+        """Encode the silence of a fragment that begins, where there is none of its length.
+
+        Where that fails it is tried again when it is needed.
+        """
         await self._try(fragment.slot_ms)
 
     async def keep_original(self, fragment: Fragment, decoded: Samples) -> None:
@@ -78,7 +75,7 @@ class Fallback:
                 break
             await being_made.wait()  # where that fails, it is tried here
         self._silences[duration_ms] = data
-        while len(self._silences) > 1 and sum(map(len, self._silences.values())) - len(data) > KEPT_BYTES:
+        while len(self._silences) > 1 and sum(map(len, self._silences.values())) - len(data) > KEPT_SILENCE_BYTES:
             del self._silences[next(iter(self._silences))]
         return data
 

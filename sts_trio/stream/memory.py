@@ -27,8 +27,9 @@ SAMPLES_BYTES_PER_MS: Final = 400
 """Samples of a slot's speech, float32: 64 bytes at 16 kHz for ASR, then 24 kHz of speech that was 2.4 times too long
 beside the same made to fit, which are 345."""
 
-SILENCES: Final = 2
-"""Of a stream, kept encoded."""
+KEPT_SILENCE_BYTES: Final = 256 * 1024
+"""What the encoded silences of a stream may have together, beside the one used last: seventy lengths of m4a, which
+takes long to encode, and hardly any of PCM, which takes no time."""
 
 _AAC_BYTES_PER_MS: Final = 9  # of one channel: 64 kbit/s, and the tables of the container
 _CONTAINER_BYTES: Final = 8 * 1024  # and what the encoder has not spread yet
@@ -111,4 +112,4 @@ class StreamMemory:
     def _sum(self, footprints: list[Footprint], longest_ms: int) -> int:
         resting = sum(footprint.resting for footprint in footprints)
         working = sum(nlargest(self.processed_at_once, (footprint.working for footprint in footprints)))
-        return SILENCES * encoded_bytes(self.config, longest_ms) + resting + working
+        return encoded_bytes(self.config, longest_ms) + KEPT_SILENCE_BYTES + resting + working

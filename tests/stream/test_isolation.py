@@ -15,11 +15,14 @@ from typing import Any, TypeAlias
 import pytest
 import structlog.testing
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from protocol.errors import ErrorCode
 from sts_trio.config import Settings
 from sts_trio.engines.base import Transcript, Translation
+from sts_trio.engines.fairness import FairQueue
 from sts_trio.engines.suite import Models
 from sts_trio.server.gateway import LINES_PER_S
 from sts_trio.stream.reporting import RESULTS_LOGGED_PER_S
@@ -195,6 +198,27 @@ async def together(server: MemoryServer) -> list[float]:
         nursery.start_soon(one, "neighbour")
         nursery.start_soon(one, "another")
     return latencies
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["ask", "give up", "answer"])), max_size=60))
+def test_nobody_passes_a_stream_twice_by_giving_up_and_asking_again(steps: list[tuple[str, str]]) -> None:
+    queue: FairQueue[str] = FairQueue()
+    waiting: dict[str, list[str]] = {name: [] for name in "abcd"}
+    passed: list[str] = []  # who had a turn since `me` began to wait
+    queue.push("me", 0, "mine")
+    for number, (name, step) in enumerate(steps):
+        if step == "ask":
+            waiting[name].append(f"{name}{number}")
+            queue.push(name, -number, waiting[name][-1])
+        elif step == "give up" and waiting[name]:
+            queue.discard(name, waiting[name].pop())
+        elif step == "answer":
+            answered = queue.pop()
+            if answered == "mine":
+                break
+            waiting[answered[0]].remove(answered)
+            passed.append(answered[0])
+    assert len(passed) == len(set(passed))
 
 
 # ---------------------------------------------------------------- opening streams is cheap
