@@ -105,10 +105,10 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind("pcm_s16le", 16_000, 1, binary=False, acks=False),  # as existing workers send, but for the format
+    Kind("pcm_s16le", 16_000, 1, binary=False, acks=False),
     Kind("m4a", 48_000, 2, binary=False, acks=True),
     Kind("pcm_s16le", 16_000, 1, binary=True, acks=True),
-    Kind("m4a", 48_000, 2, binary=False, acks=False),
+    Kind("m4a", 16_000, 1, binary=False, acks=False),
 )
 
 

@@ -36,6 +36,7 @@ from .. import __version__
 from ..config import Settings
 from ..engines.pool import Pool
 from ..engines.suite import EngineSuite, Models, threads_needed
+from ..heap import keep_heap_small
 from ..observe.gpu import sample_gpu
 from ..observe.metrics import Metrics
 from ..offload import Offload, thread_offload
@@ -284,6 +285,7 @@ async def serve(settings: Settings, models: Models | None = None, metrics: Metri
         EngineUnavailable: a model cannot run here.
         OSError: the port is taken.
     """
+    keep_heap_small()
     server = Server(settings, models, metrics or Metrics())
     in_order = False
     async with trio.open_nursery() as until_all_have_ended:
