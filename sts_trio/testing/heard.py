@@ -10,6 +10,8 @@ from attrs import define, field
 VIRTUAL_HOUR_S: Final = 3_600.0
 """No event of a test is further away: what does not come by then never comes."""
 
+SHOWN_EVENTS: Final = 5
+
 
 @define(eq=False)
 class Heard:
@@ -36,16 +38,17 @@ class Heard:
         """Wait until `count` such events were received in all, and return them.
 
         Raises:
-            AssertionError: the connection has ended before.
-            trio.TooSlowError: they do not come.
+            AssertionError: the connection has ended before, or they do not come; the message has what came instead.
         """
-        with trio.fail_after(VIRTUAL_HOUR_S):
-            while len(self.got(event)) < count:
-                if self.closed:
-                    raise AssertionError(f"closed while waiting for {event}")
+        with trio.move_on_after(VIRTUAL_HOUR_S):
+            while len(self.got(event)) < count and not self.closed:
                 self._news = trio.Event()
                 await self._news.wait()
-        return self.got(event)
+        if len(got := self.got(event)) < count:
+            why = "the connection has ended" if self.closed else "nothing more came"
+            last = [(name, payload.get("message", "")) for _, name, payload in self.received[-SHOWN_EVENTS:]]
+            raise AssertionError(f"{len(got)} of {count} {event} when {why}; the last that came: {last}")
+        return got
 
     def _hear(self, event: str, payload: dict[str, Any]) -> None:
         self.received.append((trio.current_time(), event, payload))
