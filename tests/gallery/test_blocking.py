@@ -19,7 +19,7 @@ from sts_trio.testing.conformance import Nonconformance, check_engine, child_pro
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 30
 STEP_S = 0.01
 
 
@@ -57,7 +57,7 @@ class Speaking:
 
     name = "speaking"
     max_batch = 1
-    script = "sleep 0.4; exec cat"
+    script = "sleep 0.3; exec cat"
 
     @asynccontextmanager
     async def open(self, offload: Offload) -> AsyncIterator[Instance[str, str]]:
@@ -119,7 +119,7 @@ async def test_a_function_that_never_looks_up_is_found() -> None:
 
 async def test_a_program_is_killed_and_reaped() -> None:
     """`trio.run_process` does both; SIGTERM, its default, is too polite for a program that may ignore it."""
-    await check_engine(Speaking(), "hello", thread_offload(1), ends_within_s=0.3, same=str.__eq__)
+    await check_engine(Speaking(), "hello", thread_offload(1), ends_within_s=0.25, same=str.__eq__)
 
 
 async def test_a_program_that_ignores_sigterm_is_killed_too() -> None:

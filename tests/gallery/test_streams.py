@@ -127,4 +127,4 @@ async def test_no_task_and_no_memory_is_left(ends: bool, autojump_clock: MockClo
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         del worker
         gc.collect()
-        assert not [thing for thing in gc.get_objects() if isinstance(thing, StreamSession)]
+        assert not [thing for thing in gc.get_objects() if type(thing) is StreamSession]
