@@ -345,7 +345,15 @@ class Connection:
                 await self._send_queued(websocket)
                 await self._changes.park()
         except trio_websocket.ConnectionClosed:
-            self._lose(CloseReason.TRANSPORT_CLOSE)
+            await self._write_nowhere()
+
+    async def _write_nowhere(self) -> None:
+        """The connection is closed, and what has come before may not be read yet: its end is the reader's to tell."""
+        while True:
+            self._engine.frame_sent(trio.current_time())
+            self._changes.unpark_all()
+            while self._engine.next_frame() is None:
+                await self._changes.park()
 
     async def _send_queued(self, websocket: trio_websocket.WebSocketConnection) -> None:
         while (frame := self._engine.next_frame()) is not None:

@@ -7,6 +7,7 @@ they are on the wire. What a *well-behaved* worker is, is `sts_trio.client`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -54,6 +55,7 @@ class WireWorker:
     _reading: trio.Event = field(factory=trio.Event, init=False)
     _missed: list[tuple[str, dict[str, Any]]] = field(factory=list, init=False)
     _joined: bool = field(default=False, init=False)
+    _why_not: str = field(default="the connection ended", init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -94,7 +96,7 @@ class WireWorker:
             self.lost.set()
             await trio.aclose_forcefully(stream)
         if not self._joined:
-            raise NotLetIn("the connection ended")
+            raise NotLetIn(self._why_not)
 
     def emit(self, event: str, payload: object) -> bool:
         """Queue an event; False where the connection is lost, or its namespace not joined yet."""
@@ -149,7 +151,8 @@ class WireWorker:
                     for missed in self._missed:
                         self.hear(*missed)
                 case ConnectRefused(message=message):
-                    raise NotLetIn(message)
+                    self._why_not = message
+                    self._scope.cancel()
                 case EventReceived(name=str(name), args=args):
                     if self._joined:
                         self.hear(name, args[0])
@@ -159,8 +162,9 @@ class WireWorker:
                     self._scope.cancel()
 
     async def _write(self, websocket: WebSocketConnection) -> None:
-        while True:
-            while (frame := self._engine.next_frame()) is not None:
-                await websocket.send_message(frame)
-                self._engine.frame_sent(trio.current_time())
-            await self._outgoing.park()
+        with suppress(ConnectionClosed):  # what has come before that is still to be read
+            while True:
+                while (frame := self._engine.next_frame()) is not None:
+                    await websocket.send_message(frame)
+                    self._engine.frame_sent(trio.current_time())
+                await self._outgoing.park()

@@ -128,6 +128,10 @@ class Peer:
     async def ping(self) -> None:
         await self._websocket.send_message("2")
 
+    async def close(self) -> None:
+        """Close the WebSocket, and wait for the worker's own close frame."""
+        await self._websocket.aclose()
+
     async def open(self, *, max_inflight: int = 2, session_id: str = "s1", binary: bool = False) -> StreamInit:
         """Accept, take ``stream:init`` and answer ``stream:ready``."""
         await self.accept()

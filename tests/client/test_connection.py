@@ -9,10 +9,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from protocol.dubbing import StreamInit
-from sts_trio.client.connection import Address, Connection, ServerUnreachable
+from protocol.dubbing import FragmentProcessed, ResultAck, ServerEvent, StreamComplete, StreamInit
+from sts_trio.client.connection import Address, Connection, ConnectionLost, ServerUnreachable
 
-from .fake_server import CONFIG, URL, FakeServer, Peer
+from .fake_server import CONFIG, URL, FakeServer, Peer, complete, dubbed, fragment
 
 
 async def test_a_pong_waits_its_turn_on_a_slow_uplink(autojump_clock: MockClock) -> None:
@@ -116,3 +116,29 @@ async def test_a_cancelled_tls_handshake_leaves_no_socket(
     with pytest.raises(trio.ClosedResourceError):
         await ours.send_all(b"x")
     await theirs.aclose()
+
+
+async def test_what_has_come_is_read_although_the_server_has_closed(autojump_clock: MockClock) -> None:
+    """A draining server completes the stream and closes, while its last results are still to be acknowledged."""
+    heard: list[ServerEvent] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.open()
+        for number in range(5):
+            await peer.send(dubbed(fragment(number)))
+        await peer.send(complete())
+        await peer.close()
+
+    async with trio.open_nursery() as nursery:
+        server = FakeServer(nursery, script)
+        connection = Connection(Address.parse(URL), open_stream=server.open_stream)
+        await nursery.start(connection.run)
+        await connection.send(StreamInit("stream", "worker", CONFIG))
+        with pytest.raises(ConnectionLost):
+            while True:
+                heard.append(await connection.receive())
+                await trio.sleep(1)
+                if isinstance(heard[-1], FragmentProcessed):
+                    await connection.send(ResultAck(heard[-1].fragment_id, "applied"))
+    assert [type(event) for event in heard].count(FragmentProcessed) == 5
+    assert isinstance(heard[-1], StreamComplete)
