@@ -285,12 +285,12 @@ async def serve(settings: Settings, models: Models | None = None, metrics: Metri
         EngineUnavailable: a model cannot run here.
         OSError: the port is taken.
     """
-    keep_heap_small()
     server = Server(settings, models, metrics or Metrics())
     in_order = False
     async with trio.open_nursery() as until_all_have_ended:
         until_all_have_ended.start_soon(_end_all_the_same, server)
         async with trio.open_nursery() as root:
+            root.start_soon(keep_heap_small)
             await root.start(_watch_signals, server, root.cancel_scope)
             await server.run()
             in_order = True
