@@ -40,7 +40,7 @@ class WireWorker:
     Attributes:
         socket: the Socket.IO end.
         lost: the connection has ended, whoever ended it.
-        reading: while it is not set, nothing is read: the network fills up.
+        recovered: that of `recover` goes on.
     """
 
     hear: Hear
@@ -107,6 +107,11 @@ class WireWorker:
         self._outgoing.unpark_all()
         return True
 
+    def send_garbage(self) -> None:
+        """Send what is no Socket.IO packet."""
+        self._engine.send("no packet begins like this")
+        self._outgoing.unpark_all()
+
     def leave(self) -> None:
         """Close politely: DISCONNECT, when all that is queued was sent."""
         if not self.lost.is_set() and self.socket.is_joined("/"):
@@ -119,6 +124,7 @@ class WireWorker:
         self._scope.cancel()
 
     def stop_reading(self) -> None:
+        """Take nothing more, beside the message that is waited for already: the network fills up."""
         self._reading = trio.Event()
 
     def go_on_reading(self) -> None:
