@@ -464,6 +464,9 @@ class Actor:
                 line.stall()
                 await trio.sleep(self._chance.choice((1.0, 12.0, 50.0)))  # it notices before the server, or after
                 wire.vanish()
+            case "garbage":
+                wire.send_garbage()
+                await wire.lost.wait()  # it is not talked to any further
             case "slow":
                 wire.stop_reading()
                 await trio.sleep(self._chance.choice((1.0, 10.0, 50.0)))

@@ -88,7 +88,7 @@ class Trouble:
 
     Attributes:
         every_s: mean time between two troubles; infinite: none.
-        kinds: of ``cut``, ``kill``, ``stall``, ``half_open``, ``slow``.
+        kinds: of ``cut``, ``kill``, ``stall``, ``half_open``, ``slow`` and ``garbage``.
         away_s: it comes back after one of these.
     """
 
@@ -251,7 +251,7 @@ def _manners(chance: random.Random) -> Manners:
 
 
 def _trouble(chance: random.Random, length_s: float) -> Trouble:
-    kinds = ("cut", "kill", "stall", "half_open", "slow")
+    kinds = ("cut", "kill", "stall", "half_open", "slow", "garbage")
     return Trouble(
         every_s=chance.choice((math.inf, max(2.0, length_s / 3), max(1.0, length_s / 10))),
         kinds=tuple(chance.sample(kinds, chance.randint(1, len(kinds)))),
