@@ -100,16 +100,18 @@ class Proxy:
             link = _Link(fate)
             try:
                 server = await trio.open_tcp_stream("127.0.0.1", self._server_port)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(link.pump, client, server, Ending.STALL_UP, nursery.cancel_scope)
-                    nursery.start_soon(link.pump, server, client, Ending.STALL_DOWN, nursery.cancel_scope)
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(link.pump, client, server, Ending.STALL_UP, nursery.cancel_scope)
+                        nursery.start_soon(link.pump, server, client, Ending.STALL_DOWN, nursery.cancel_scope)
+                finally:
+                    self.ended[link.ended_by] += 1
                 if link.ended_by is not Ending.RESET:
                     await server.aclose()
                     await client.aclose()
             except OSError:
                 pass  # the server is not there: so the client is not served
             finally:
-                self.ended[link.ended_by] += 1
                 self._open.discard(scope)
                 for stream in filter(None, (client, server)):
                     _reset(stream)
