@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from sts_trio.engines.apertium import ApertiumEngine
 from sts_trio.engines.base import AsrRequest, Samples, Speech, SpeechRequest, TranslationRequest
+from sts_trio.engines.deepl import DeepLEngine
 from sts_trio.engines.espeak import EspeakEngine
 from sts_trio.engines.pocketsphinx import PocketsphinxEngine
 from sts_trio.engines.whisper import WhisperEngine
@@ -18,6 +20,7 @@ from sts_trio.offload import thread_offload
 from sts_trio.testing.conformance import check_engine
 
 from .conftest import left_out, need
+from .deepl_server import KEY, Reply, deepl_server
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +41,15 @@ async def test_apertium() -> None:
     need(shutil.which("lt-proc"), "apt install apertium apertium-eng-spa")
     request = TranslationRequest("The cat is black. " * 200, "en", "es")
     await check_engine(ApertiumEngine(), request, OFFLOAD, same=lambda first, again: first == again)
+
+
+async def test_deepl() -> None:
+    need(importlib.util.find_spec("deepl"), "pip install 'sts-trio[translation]'")
+    async with deepl_server() as server:
+        server.always = Reply(delay_s=0.2)
+        request = TranslationRequest("The cat is black.", "en", "es")
+        engine = DeepLEngine(KEY, server.url)
+        await check_engine(engine, request, OFFLOAD, same=lambda first, again: first == again)
 
 
 async def test_pocketsphinx(say: Callable[[str], Samples]) -> None:
