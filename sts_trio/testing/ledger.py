@@ -264,7 +264,7 @@ class Ledger:
             if self._replayed_bytes > self.terms.kept_bytes:
                 self._violated(f"{self._replayed_bytes} bytes came again, over what is kept")
             return
-        if is_known and entry.unanswered:
+        if is_known and entry.unanswered and not entry.owed:
             self._answered(entry)
             return
         if not (entry.owed or entry.maybe):

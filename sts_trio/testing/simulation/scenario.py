@@ -147,7 +147,7 @@ class Scenario:
             resume_grace_s=chance.choice((5.0, 30.0)),
             gap_timeout_ms=chance.choice((None, 0, 500, 20_000)),
             fallback_mode=chance.choice(("silence", "original")),
-            result_buffer_bytes=chance.choice((20_000, 2**25, 2**25)),
+            result_buffer_bytes=chance.choice((8_000, 20_000, 2**25, 2**25)),
             backpressure_critical=chance.choice((None, None, 2, 5)),
             drain_timeout_s=chance.choice((0.0, 1.0, 30.0)),
             recovery_s=chance.choice((0.0, 0.0, 0.0, 20.0)),
