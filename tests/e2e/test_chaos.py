@@ -202,6 +202,7 @@ def media(tmp_path: Path) -> Path:
 @pytest.mark.slow
 async def test_chaos(tmp_path: Path, server: ServerProcess, media: Path) -> None:
     random = Random(SEED)
+    await trio.sleep(2)  # the connection that asked whether it is healthy lingers
     fresh = await idle(server)
     async with open_proxy(server.port, seeded_fates(SEED, CALM)) as proxy:
         async with workers(tmp_path / "calm", media, proxy) as calm:
