@@ -18,6 +18,7 @@ import math
 from typing import Any, Final
 
 import orjson
+import pybase64
 from attrs import define, field, frozen
 
 from protocol.errors import ErrorCode
@@ -255,7 +256,7 @@ class Ledger:
         if entry is None:
             self._violated(f"a result of {fragment_id}, which was never sent")
             return
-        digest = hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).digest()
+        digest = hashlib.sha256(orjson.dumps(payload, bytes.hex, orjson.OPT_SORT_KEYS)).digest()
         is_known = bool(entry.results) and entry.results[-1] == digest
         if is_known and fragment_id in self._replay:
             del self._replay[fragment_id]
@@ -317,9 +318,9 @@ class Ledger:
         if audio is None:
             if error is None or error["code"] != ErrorCode.TEMPORARY_UNAVAILABLE or not self.draining:
                 self._violated(f"{name} has no audio: {error}")
-        elif len(audio["data_base64"]) != 4 * math.ceil(self.terms.slot_bytes / 3):
-            self._violated(f"{name} does not fill its slot: {len(audio['data_base64'])} characters")
-        elif payload["status"] == "success" and payload["translated_text"] and not audio["data_base64"].strip("A="):
+        elif len(sound := _sound(audio)) != self.terms.slot_bytes:
+            self._violated(f"{name} does not fill its slot: {len(sound)} bytes")
+        elif payload["status"] == "success" and payload["translated_text"] and not any(sound):
             self._violated(f"{name} is silent, and should say {payload['translated_text']!r}")
 
     def _on_error(self, payload: dict[str, Any], now: float) -> None:
@@ -453,3 +454,11 @@ class Ledger:
 
     def _violated(self, rule: str) -> None:
         self.violations.append(rule)
+
+
+def _sound(audio: dict[str, Any]) -> bytes:
+    """Audio as it was sent: text or an attachment."""
+    if "data" in audio:
+        attached: bytes = audio["data"]
+        return attached
+    return pybase64.b64decode(audio["data_base64"], validate=True)

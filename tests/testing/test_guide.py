@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 
 from sts_trio.cli.simulate import simulate
+from sts_trio.testing import virtual
 from sts_trio.testing.ledger import Ledger
 from sts_trio.testing.simulation import actor, processes, run, trace
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "testing.md").read_text()
 EXAMPLES = dict(re.findall(r"^```python (test_\w+\.py)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-HOMES = {"Ledger": Ledger, "Actor": actor.Actor, "_World": run._World, "Trace": trace.Trace}
+HOMES = {
+    "Ledger": Ledger,
+    "Actor": actor.Actor,
+    "_World": run._World,
+    "Trace": trace.Trace,
+    "VirtualServer": virtual.VirtualServer,
+}
 
 
 @pytest.mark.slow

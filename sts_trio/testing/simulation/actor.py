@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+import pybase64
 import trio
 from attrs import define, field, frozen
 
@@ -189,6 +190,8 @@ class Actor:
     def _send(self, fragment_id: str, number: int) -> None:
         chance, manners = self._chance, self.plan.manners
         body = fragment(number, self.plan.stream_id, SLOT_MS, fragment_id=fragment_id)
+        if self.plan.binary:
+            body["audio"] = body["audio"] | {"data": pybase64.b64decode(body["audio"].pop("data_base64"))}
         is_valid = chance.random() >= manners.malformed
         if not is_valid:
             body["timestamp"] = chance.choice(("soon", -1, None, [1]))
@@ -385,7 +388,8 @@ class Actor:
         await wire.run(end, task_status=task_status)
         now = trio.current_time()
         self._loss_is_excused = self._excused(now)
-        self._lost_at = self._trouble_from if self._loss_is_excused else now  # since when the server may know
+        if self._is_served:  # else the server still counts from the loss before
+            self._lost_at = self._trouble_from if self._loss_is_excused else now  # since when it may know
         self._note("lost its connection")
         self._news.unpark_all()
 
@@ -399,7 +403,7 @@ class Actor:
         """Hang up politely."""
         if self._attachment is not None:
             self.counts["farewells"] += 1
-            self._trouble_from = trio.current_time()
+            self._trouble_from, self._trouble_until = trio.current_time(), math.inf
             self._attachment.wire.leave()
             await trio.sleep(4 * self.plan.quality.latency_s + 0.1)
             self._trouble_until = trio.current_time()

@@ -103,6 +103,7 @@ class WorkerPlan:
 
     Attributes:
         pace_s: mean time between fragments.
+        binary: audio travels as attachments.
     """
 
     stream_id: str
@@ -111,6 +112,7 @@ class WorkerPlan:
     start_s: float = 0.0
     max_inflight: int = 3
     timeout_s: float = 8.0
+    binary: bool = False
     manners: Manners = field(factory=Manners)
     trouble: Trouble = field(factory=Trouble)
     quality: Quality = field(factory=Quality)
@@ -209,6 +211,7 @@ def _worker_plan(chance: random.Random, stream_id: str, hours: float | None) -> 
         start_s=chance.choice((0.0, 0.0, chance.uniform(0, 20))),
         max_inflight=chance.choice((1, 2, 3, 3, 10)),
         timeout_s=chance.choice((1.0, 3.0, 8.0)),
+        binary=chance.choice((False, False, True)),
         manners=_manners(chance),
         trouble=_trouble(chance, pace_s * fragments),
         quality=Quality(chance.choice((0.0, 0.02, 0.3)), chance.choice((math.inf, 2_000_000.0, 100_000.0))),
