@@ -104,7 +104,8 @@ def _run_many(seeds: range, streams: int | None, hours: float | None, jobs: int,
 
     size = Size(streams, hours)
     trio.run(lambda: simulate_many(seeds, size, processes=min(jobs, len(seeds)), within_s=within_s, take=take))
-    for report in sorted(failed, key=lambda report: report.seed)[:SHOWN_FAILURES]:
+    failures = sorted((report for report in failed if report.has_ended), key=lambda report: report.seed)
+    for report in failures[:SHOWN_FAILURES]:
         _show_failure(report, streams, hours)
     click.echo(
         f"{done} seeds, {virtual_s / 3600:.1f} hours of virtual time in {time.monotonic() - began:.0f} s: "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import orjson
 import trio
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 SEED_LIMIT_S: Final = 300.0
 
@@ -30,16 +30,17 @@ class Size:
 
 @frozen
 class Report:
-    """An `Outcome`, as one process tells it another."""
+    """An `Outcome`, as one process tells it another.
+
+    Attributes:
+        has_ended: the run has; to run it again would be no better.
+    """
 
     seed: int
     violations: list[str]
-    counts: dict[str, int]
-    virtual_s: float
-
-
-class ProcessFailed(Exception):
-    """A process has ended in the middle of a seed; the message names it."""
+    counts: dict[str, int] = field(factory=dict)
+    virtual_s: float = 0.0
+    has_ended: bool = True
 
 
 async def simulate_many(
@@ -48,13 +49,11 @@ async def simulate_many(
     """Run `seeds`, and call `take` with each report as it comes.
 
     A run that does not end in real time has stopped to make progress in virtual time, as one does in which a task asks
-    again and again without ever waiting: that is a violation like others.
+    again and again without ever waiting; and one that takes its process with it has not ended either. Both are
+    violations like others.
 
     Args:
         within_s: no seed is begun later.
-
-    Raises:
-        ProcessFailed
     """
     remaining = iter(seeds)
     until = trio.current_time() + within_s
@@ -72,10 +71,12 @@ async def _feed(remaining: Iterator[int], size: Size, until: float, take: Callab
             for seed in remaining:
                 if trio.current_time() >= until:
                     break
-                with trio.move_on_after(size.limit_s) as patience:
-                    take(await ask(seed))
-                if patience.cancelled_caught:
-                    take(Report(seed, [f"did not end within {size.limit_s:.0f} s of real time"], {}, 0.0))
+                why_not = f"did not end within {size.limit_s:g} s of real time"
+                report = Report(seed, [why_not], has_ended=False)
+                with trio.move_on_after(size.limit_s):
+                    report = await ask(seed)
+                take(report)
+                if not report.has_ended:
                     is_needed = True
                     break
 
@@ -89,12 +90,14 @@ async def _process(size: Size) -> AsyncIterator[Callable[[int], Awaitable[Report
     assert answers is not None
 
     async def ask(seed: int) -> Report:
-        await questions.send_all(b"%d\n" % seed)
         answer = bytearray()
+        with suppress(trio.BrokenResourceError):  # it has ended: there is no answer either
+            await questions.send_all(b"%d\n" % seed)
         while not answer.endswith(b"\n"):
             piece = await answers.receive_some()
             if not piece:
-                raise ProcessFailed(f"the process that ran seed {seed} has ended")
+                status = await process.wait()
+                return Report(seed, [f"its process ended with status {status}"], has_ended=False)
             answer += piece
         return Report(**orjson.loads(answer))
 
