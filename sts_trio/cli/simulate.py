@@ -16,7 +16,7 @@ from ..offload import available_cores
 DEFAULT_SEEDS: Final = range(50)
 
 SHOWN_EVENTS: Final = 100
-"""Lines of a failing seed's trace that are shown, the last ones; ``--seed N --trace`` shows all."""
+"""Lines of a failing seed's trace that are shown, those before the first violation; ``--seed N --trace`` shows all."""
 
 SHOWN_FAILURES: Final = 5
 """Failing seeds that are shown with a trace; the others are named."""
@@ -119,10 +119,13 @@ def _show_failure(report: Any, streams: int | None, hours: float | None) -> None
     """A failing seed is run again, which is the same run, for its trace."""
     from ..testing.simulation import Scenario
     from ..testing.simulation import simulate as run
+    from ..testing.simulation.trace import VIOLATED
 
     outcome = run(Scenario.of_seed(report.seed, streams=streams, hours=hours))
     lines = list(outcome.trace.lines())
-    click.echo(f"\nseed {report.seed}, the last of {len(lines)} events (`--seed {report.seed} --trace` shows all):")
-    click.echo("".join(lines[-SHOWN_EVENTS:]), nl=False)
+    end = next((number for number, line in enumerate(lines, 1) if VIOLATED in line), len(lines))
+    shown = lines[max(0, end - SHOWN_EVENTS) : end]
+    click.echo(f"\nseed {report.seed}, {len(shown)} of {len(lines)} events (`--seed {report.seed} --trace` shows all):")
+    click.echo("".join(shown), nl=False)
     for violation in outcome.violations:
         click.echo(f"  VIOLATED  {violation}")

@@ -358,7 +358,8 @@ class Ledger:
     def _is_fresh(self, entry: _Entry) -> bool:
         """Its number is the highest so far, nobody else's, and it has not been processed."""
         alone = len(self._by_number[entry.number]) == 1
-        return alone and entry.number >= self._highest_sent and not (entry.results or entry.maybe)
+        forgotten = entry.owed and not self._keeps_all  # its result was lost, and there was no room to keep it
+        return alone and entry.number >= self._highest_sent and not (entry.results or entry.maybe or forgotten)
 
     def _on_gap(self, payload: dict[str, Any], now: float) -> None:
         """A gap is given up after `gap_timeout_s` of waiting, and names what nobody sent ("Order, retries, resume")."""

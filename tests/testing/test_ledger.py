@@ -304,7 +304,7 @@ def test_what_the_contract_does_not_allow(conversation: str, violation: str) -> 
         ({"processing_time_ms": 4 * 4_101 + 1}, "0 took 16405 ms"),
         ({"dubbed_audio": None}, "0 has no audio"),
         (failure("TEMPORARY_UNAVAILABLE") | {"dubbed_audio": None}, "0 has no audio"),
-        ({"dubbed_audio": {"data_base64": "EAAQ"}}, "0 does not fill its slot: 4 characters"),
+        ({"dubbed_audio": {"data_base64": "EAAQ"}}, "0 does not fill its slot: 3 bytes"),
         ({"dubbed_audio": {"data_base64": "A" * 2135 + "="}}, "0 is silent, and should say 'hola'"),
     ],
 )

@@ -16,6 +16,9 @@ from structlog.typing import EventDict, WrappedLogger
 
 LONGEST_VALUE: Final = 80
 
+VIOLATED: Final = "VIOLATED"
+"""What happened where a rule was seen to be broken."""
+
 
 class ScriptedDefect(Exception):
     """What an engine raises where the script wants a defect: no fault of the server's."""
