@@ -185,7 +185,7 @@ class Scenario:
 
 def _engine_plan(chance: random.Random, speed: float) -> EnginePlan:
     plan = EnginePlan(delays_s=tuple(speed * delay for delay in (0.0, 0.1, 0.5, 1.0, 3.0)))
-    match chance.choice(("good", "good", "flaky", "hanging", "exhausted", "down", "stubborn")):
+    match chance.choice(("good", "flaky", "hanging", "exhausted", "down", "stubborn")):
         case "flaky":
             return evolve(plan, failures=0.05, defects=0.03)
         case "hanging":
@@ -231,7 +231,7 @@ def _manners(chance: random.Random) -> Manners:
                 repeats=0.05,
                 malformed=0.05,
                 undecodable=0.05,
-                acknowledges=0.5,
+                acknowledges=chance.choice((0.0, 0.5)),
                 deserts=chance.choice((0.0, 0.03)),
             )
         case _:
