@@ -96,8 +96,9 @@ class StreamSession:
         self._identity = identity
 
         self._tokens = trio.CapacityLimiter(self.max_inflight)
-        self._waiting: list[tuple[int, int, Fragment]] = []  # a heap, by number, then by arrival
+        self._waiting: list[tuple[int, int, Fragment]] = []  # a heap, by place, then by arrival; see `_queue`
         self._arrivals = 0
+        self._highest = 0  # of the numbers that were accepted
         self._something_to_feed = trio.Event()
         self._accepted: dict[str, Fragment] = {}  # in flight, by fragment_id
         critical = settings.backpressure_critical or default_critical(self.max_inflight)
@@ -254,13 +255,22 @@ class StreamSession:
         fragment = Fragment(data, turn, accepted_at=trio.current_time())
         self._accepted[fragment.id] = fragment
         self._memory.add(data)
-        self._arrivals += 1
-        heapq.heappush(self._waiting, (fragment.number, self._arrivals, fragment))
+        self._queue(fragment)
         self._metrics.fragments_in_flight.inc()
         return fragment
 
+    def _queue(self, fragment: Fragment) -> None:
+        """Let `fragment` wait for a token: behind lower numbers, or, where its own has passed, behind all that wait now.
+
+        Else a worker that sends old ones again and again would never get the results of its new ones.
+        """
+        self._highest = max(self._highest, fragment.number)
+        self._arrivals += 1
+        heapq.heappush(self._waiting, (self._highest if fragment.late else fragment.number, self._arrivals, fragment))
+
     def _acknowledgement(self, fragment: Fragment) -> FragmentAck:
-        lower = sum(1 for number, _, other in self._waiting if number < fragment.number and other is not fragment)
+        own = next((entry for entry in self._waiting if entry[2] is fragment), None)
+        lower = 0 if own is None else sum(entry < own for entry in self._waiting)
         # Counted by fragments, not by tokens: `_feed` may have taken one and not yet decided whose it is.
         processing = sum(1 for other in self._accepted.values() if other.is_processing)
         free = self.max_inflight - processing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -214,6 +215,23 @@ async def test_a_retryable_failure_sent_again_is_processed_again_and_late(autoju
         await send(worker, 0)
         retried = (await worker.wait_for("fragment:processed", 3))[-1]
         assert (retried["sequence_number"], retried["status"], retried["metadata"]["late"]) == (0, "success", True)
+
+
+async def test_a_retry_waits_behind_what_waits_already(autojump_clock: MockClock) -> None:
+    """A worker that sends its failures again and again still gets the results of what is live."""
+    fails = itertools.chain([True], itertools.repeat(False))
+    asr = ScriptedAsr(
+        script=lambda _: Step(EngineFailure(ErrorCode.GPU_OOM, "full") if next(fails) else Transcript("hello"), 1.0)
+    )
+    async with memory_server(scripted_models(asr)) as server:
+        worker = await opened(server, max_inflight=1)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await send(worker, 1, 2, 0, 3)
+        acknowledged = [ack["queue_position"] for ack in worker.got("fragment:ack")[1:]]
+        assert acknowledged == [0, 1, 2, 3]
+        await worker.wait_for("fragment:processed", 5)
+        assert numbers(worker) == [0, 1, 2, 0, 3]
 
 
 async def test_a_retryable_failure_is_processed_again_while_its_result_is_kept(autojump_clock: MockClock) -> None:
