@@ -103,11 +103,13 @@ class _Entry:
     doubtful: bool = False
     maybe: int = 0
     acknowledged_at: float = math.inf
+    accepted_after: int = 0  # losses of a connection
     refused: bool = False
     passed_over: bool = False  # refused, so that its number holds nobody up
     results: list[bytes] = field(factory=list)
     may_retry: bool = True
     late: bool = False
+    may_be_late: bool = False  # it was refused, has failed, or may have: what comes next may come out of order
     told: bool = False  # we have acknowledged its last result, and the server must know
     saying: list[int] = field(factory=list)  # acknowledgements that may not have arrived
     excused: bool = False  # what was asked of it may be answered by a result that comes again after a resume
@@ -136,9 +138,13 @@ class Ledger:
     _level_may_repeat: bool = False
     _last_number: int = -1
     _highest_sent: int = -1
+    _given_up: set[int] = field(factory=set)
+    _told_until: int | None = None  # what became of every number until here was heard; None: that is not known
     _may_be_paused: bool = False
     _paused_at: float = math.inf  # by the count of what was said; surely paused for what is said after that
     _active_at: float = -math.inf  # likewise
+    _has_accepted: bool = False
+    _losses: int = 0  # of connections
     _replay: dict[str, None] = field(factory=dict)
     _replayed_bytes: int = 0
     first_results: int = 0
@@ -182,7 +188,10 @@ class Ledger:
     def loses_connection(self) -> None:
         """Its connection is lost, and with it whatever was on its way."""
         self._paused_at = math.inf
+        self._told_until = None
+        self._losses += 1
         for entry in self._entries.values():
+            entry.may_be_late = entry.may_be_late or entry.owed or bool(entry.unanswered)
             if entry.unanswered:
                 entry.maybe += sum(saying.valid for saying in entry.unanswered)
                 entry.lost, entry.unanswered = entry.lost + entry.unanswered, []
@@ -246,8 +255,13 @@ class Ledger:
             self._may_be_paused = False
         if entry.results and not entry.may_retry:
             self._violated(f"{fragment_id} is processed again, and had its result")
+        if not self._has_accepted and not self._losses:
+            self._told_until = entry.number - 1  # the first accepted fragment sets where the stream starts
+        self._has_accepted = True
         entry.owed, entry.doubtful, entry.refused = True, False, False
-        entry.acknowledged_at = now
+        entry.acknowledged_at, entry.accepted_after = now, self._losses
+        if not self._losses and len(self.owes) > self.terms.critical:
+            self._violated(f"{len(self.owes)} are in flight")
 
     def _on_result(self, payload: dict[str, Any], now: float) -> None:
         """Exactly one for each accepted fragment, after its acknowledgement, in order ("Order, retries, resume")."""
@@ -267,6 +281,8 @@ class Ledger:
             return
         if is_known and entry.unanswered and not entry.owed:
             self._answered(entry)
+            if entry.may_retry and not entry.excused:
+                self._violated(f"{fragment_id} may be processed again, and was answered with its failure")
             return
         if not (entry.owed or entry.maybe):
             problem = "before its acknowledgement" if not entry.results else "a second time"
@@ -291,18 +307,33 @@ class Ledger:
         entry.late = bool(payload["metadata"].get("late"))
         error = payload.get("error")
         entry.may_retry = error is not None and error["retryable"]
+        entry.may_be_late = entry.may_be_late or entry.may_retry
         if is_first:
             self.first_results += 1
             self.statuses[payload["status"]] = self.statuses.get(payload["status"], 0) + 1
         if not entry.late:
             if entry.number <= self._last_number:
                 self._violated(f"result {entry.number} came after {self._last_number}")
+            self._check_no_number_is_missing(entry)
             self._last_number = entry.number
+        elif not entry.may_be_late:
+            self._violated(f"{fragment_id} is late, and was neither refused nor had it failed")
         self._check_result(payload)
+
+    def _check_no_number_is_missing(self, entry: _Entry) -> None:
+        """What is passed over was refused, or given up as a gap, which is said ("Order, retries, resume")."""
+        if self._told_until is not None and not self.draining:
+            accounted = self._given_up | {e.number for e in self._entries.values() if e.may_be_late or e.owed}
+            if missing := set(range(self._told_until + 1, entry.number)) - accounted:
+                self._violated(f"the result of {entry.number} came, and nothing was said of {sorted(missing)}")
+        if self._told_until is not None or entry.accepted_after == self._losses:
+            self._told_until = entry.number
 
     def _check_result(self, payload: dict[str, Any]) -> None:
         """What a result has in it: "Server to worker", "Errors", "Duration"."""
         name, error = payload["fragment_id"], payload.get("error")
+        if payload["sequence_number"] != self._entries[name].number:
+            self._violated(f"{name} has the number {payload['sequence_number']}")
         if (payload["status"] == "failed") != (error is not None):
             self._violated(f"{name} is {payload['status']} with the error {error}")
         most_ms = (self.terms.timeout_s + TIMEOUT_GRACE_S) * 1000 + ROUNDING_MS
@@ -342,7 +373,7 @@ class Ledger:
             return
         saying = self._answered(entry)
         entry.refused = True
-        entry.passed_over = code is not ErrorCode.INVALID_SEQUENCE
+        entry.passed_over = entry.may_be_late = code is not ErrorCode.INVALID_SEQUENCE
         in_flight = sum(1 for other in self._entries.values() if other.owed or other.maybe)
         unjust = {
             ErrorCode.INVALID_FRAGMENT: saying.valid and not entry.excused,
@@ -354,6 +385,8 @@ class Ledger:
         }.get(code, True)
         if unjust:
             self._violated(f"{fragment_id} was refused: {code}")
+        if entry.owed and saying.valid and entry.acknowledged_at >= self.smooth_since and not self.draining:
+            self._violated(f"{fragment_id} was refused, and is in flight: {code}")
 
     def _is_fresh(self, entry: _Entry) -> bool:
         """Its number is the highest so far, nobody else's, and it has not been processed."""
@@ -364,8 +397,9 @@ class Ledger:
     def _on_gap(self, payload: dict[str, Any], now: float) -> None:
         """A gap is given up after `gap_timeout_s` of waiting, and names what nobody sent ("Order, retries, resume")."""
         missing = set(payload["metadata"]["missing"])
+        self._given_up |= missing
         for entry in self._entries.values():
-            if entry.number in missing and entry.owed and not entry.late:
+            if entry.number in missing and (entry.owed or entry.results) and not entry.late:
                 self._violated(f"{entry.number} was given up as missing, and had been accepted")
             if entry.number in missing and entry.passed_over:
                 self._violated(f"{entry.number} was waited for, and had been refused")

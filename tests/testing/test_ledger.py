@@ -174,6 +174,8 @@ RIGHT: Final = {
     "a gap needs no waiting when nothing more comes": "send 0; send 2; ack 0; ack 2; end; result 0; gap 1; result 2",
     "a refused number holds nobody up": "send 0; send 1 invalid; send 2; ack 0; refuse 1 INVALID_FRAGMENT; ack 2; "
     "result 0; result 2",
+    "a gap names what nobody sent": "send 0; send 2 invalid; send 4; ack 0; refuse 2 INVALID_FRAGMENT; ack 4; "
+    "result 0; wait 2; gap 1 3; result 4",
     "a number that another fragment uses is refused": "send 0; send 0 as x; ack 0; refuse x INVALID_SEQUENCE; result 0",
     "a number that has passed is refused": "send 5; ack 5; result 5; send 3; refuse 3 INVALID_SEQUENCE",
     # The same fragment again.
@@ -199,6 +201,11 @@ RIGHT: Final = {
     "what is sent again after a loss is acknowledged again": "send 0; ack 0; lose; resume; send 0; ack 0; result 0",
     "what is sent again after a loss may be done": "send 0; lose; resume; send 0; result 0; end; complete",
     "a gap is given up while nobody hears it": "send 0; send 2; ack 0; ack 2; lose; resume; result 0; result 2",
+    "a refusal is said while nobody hears it": "send 0; ack 0; result 0; send 1; lose; resume; send 2; ack 2; result 2",
+    "what may have been refused may be late": "send 0; ack 0; send 1; lose; resume; send 2; ack 2; result 0; result 2; "
+    "send 1; ack 1; result 1 late",
+    "what was lost may have failed": "send 0; ack 0; lose; resume from 1; send 0; ack 0; result 0 late",
+    "a draining server has no time for gaps": "send 0; send 2; ack 0; ack 2; drain; result 0; result 2; complete",
     "time without a connection counts for nobody": f"send 0; ack 0; lose; wait {LONGEST_S + 1}; resume; result 0",
     "a level is told anew to a new connection": "medium 3; lose; resume; medium 3",
     "recovered, what was missed is heard": "send 0; lose; recover; ack 0; result 0; end; complete",
@@ -237,6 +244,20 @@ WRONG: Final = {
     "results out of order": ("send 0; send 1; ack 0; ack 1; result 1; result 0", "result 0 came after 1"),
     "a gap too early": ("send 0; send 2; ack 0; ack 2; result 0; wait 1.9; gap 1", r"\[1\] were given up after 1.9"),
     "an accepted number is given up": ("send 0; ack 0; send 1; ack 1; wait 2; gap 0", "0 was given up as missing"),
+    "a number is passed over without a word": (
+        "send 0; ack 0; result 0; send 2; ack 2; wait 2; result 2",
+        r"the result of 2 came, and nothing was said of \[1\]",
+    ),
+    "not all are named": (
+        "send 0; ack 0; result 0; send 3; ack 3; wait 2; gap 2; result 3",
+        r"the result of 3 came, and nothing was said of \[1\]",
+    ),
+    "a number is passed over after a loss": (
+        "lose; resume; send 0; ack 0; result 0; send 2; ack 2; wait 2; result 2",
+        r"the result of 2 came, and nothing was said of \[1\]",
+    ),
+    "a number that has its result is given up": ("send 0; ack 0; result 0; gap 0", "0 was given up as missing"),
+    "a first result is called late": ("send 0; ack 0; result 0 late", "0 is late, and was neither refused nor had it"),
     "a refused number was waited for": (
         "send 0; ack 0; result 0; send 1 invalid; refuse 1 INVALID_FRAGMENT; send 2; ack 2; wait 2; gap 1",
         "1 was waited for, and had been refused",
@@ -256,6 +277,14 @@ WRONG: Final = {
     "no such stream, and there is": ("send 0; refuse 0 STREAM_NOT_FOUND", "0 was refused: STREAM_NOT_FOUND"),
     "shutting down, and it is not": ("send 0; refuse 0 TEMPORARY_UNAVAILABLE", "0 was refused: TEMPORARY_UNAVAILABLE"),
     "refused for what is no reason": ("send 0; refuse 0 GPU_OOM", "0 was refused: GPU_OOM"),
+    "what is in flight is refused when it comes again": (
+        "send 0; ack 0; send 1; ack 1; send 0; refuse 0 INVALID_SEQUENCE",
+        "0 was refused, and is in flight: INVALID_SEQUENCE",
+    ),
+    "what may be tried again is not": (
+        "send 0; ack 0; result 0 failed TIMEOUT; send 0; result 0 failed TIMEOUT",
+        "0 may be processed again, and was answered with its failure",
+    ),
     # Pause, backpressure.
     "taken while paused": ("pause; send 0; ack 0", "0 was acknowledged while paused"),
     "the same level twice": ("medium 3; medium 4", "backpressure medium twice"),
@@ -264,6 +293,10 @@ WRONG: Final = {
     "a stop without need": ("high 4", "backpressure high with 4 in flight"),
     "an all-clear too early": ("medium 3; low 2", "backpressure low with 2 in flight"),
     "more than may be in flight": ("high 7", "backpressure high with 7 in flight"),
+    "more are taken than may be in flight": (
+        "send 0; send 1; send 2; send 3; send 4; send 5; send 6; ack 0; ack 1; ack 2; ack 3; ack 4; ack 5; ack 6",
+        "7 are in flight",
+    ),
     # A connection is lost.
     "a result comes again that must be known": (
         "send 0; ack 0; result 0; apply 0; send 1; ack 1; lose; resume; result 0",
@@ -307,6 +340,8 @@ def test_what_the_contract_does_not_allow(conversation: str, violation: str) -> 
         ({"dubbed_audio": None}, "0 has no audio"),
         (failure("TEMPORARY_UNAVAILABLE") | {"dubbed_audio": None}, "0 has no audio"),
         ({"dubbed_audio": {"data_base64": "EAAQ"}}, "0 does not fill its slot: 3 bytes"),
+        ({"dubbed_audio": {"data": b"\1" * 1_602}}, "0 does not fill its slot: 1602 bytes"),
+        ({"sequence_number": 1}, "0 has the number 1"),
         ({"dubbed_audio": {"data_base64": SILENCE}}, "0 is silent, and should say 'hola'"),
     ],
 )
@@ -325,8 +360,16 @@ def test_a_result_that_is_not_as_it_should_be(changes: dict[str, Any], violation
         {"translated_text": "", "dubbed_audio": {"data_base64": SILENCE}},
         failure("TIMEOUT") | {"dubbed_audio": {"data_base64": SILENCE}},
         {"status": "partial"},
+        {"dubbed_audio": {"data": b"\1" * 1_600}},
     ],
-    ids=["as long as it may be", "as long as it may wait", "silence for no words", "silence for a failure", "partial"],
+    ids=[
+        "as long as it may be",
+        "as long as it may wait",
+        "silence for no words",
+        "silence for a failure",
+        "partial",
+        "attached",
+    ],
 )
 def test_a_result_that_is_just_as_it_should_be(changes: dict[str, Any]) -> None:
     conversation = talk("send 0; ack 0")
