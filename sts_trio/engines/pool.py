@@ -129,7 +129,8 @@ class Pool(Generic[Req, Res]):
     async def submit(self, request: Req, *, stream: str) -> Res:
         """Wait for a free slot and for the answer, until the caller's own cancel scope ends the wait.
 
-        The caller's deadline (`trio.current_effective_deadline`) is also its priority among its stream's requests.
+        The caller's deadline (`trio.current_effective_deadline`) is also its priority among its stream's requests, and
+        must not become later while it waits: the call knows the one there was.
 
         Raises:
             EngineFailure: what the engine answered; `TEMPORARY_UNAVAILABLE` where too many requests wait, or every
@@ -253,12 +254,7 @@ class Pool(Generic[Req, Res]):
         finally:
             call.ended.set()
         if not outcomes:
-            # Cancelled, and whoever waited leaves in this very tick, unless somebody got more time than the call knew.
-            await trio.lowlevel.checkpoint()
-            if not call.waiting:
-                return
-            late = f"{self.label}: the call ended at a deadline that was moved meanwhile"
-            outcomes = [EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, late)] * len(batch)
+            return  # cancelled: nobody waits for any of it
         for ticket, outcome in zip(batch, outcomes, strict=True):
             ticket.outcome = outcome
             ticket.settled.set()

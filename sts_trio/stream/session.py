@@ -106,6 +106,7 @@ class StreamSession:
         self._told = Level.NORMAL
         self._memory = StreamMemory(settings.stream_buffer_bytes, self.max_inflight, self.config)
         self._scope = trio.CancelScope()
+        self._grace = trio.CancelScope()  # not around the work: its deadline is nothing that a model should know
         fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
         stages = Stages(self.stream_id, self.config, engines, fallback)
         self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
@@ -173,7 +174,8 @@ class StreamSession:
 
     def pass_over(self, fragment_id: str, number: int) -> None:
         """A fragment was refused: its number holds nobody up any more, and it may be sent again."""
-        self._delivery.pass_over(fragment_id, number)
+        if not self.is_gone:  # an abandoned stream has given everything its result
+            self._delivery.pass_over(fragment_id, number)
 
     def acknowledge(self, fragment_id: str) -> None:
         """The worker has this result."""
@@ -198,7 +200,7 @@ class StreamSession:
     @property
     def is_gone(self) -> bool:
         """Whether it has completed, was cancelled, or its grace has passed: it takes nothing and nobody any more."""
-        return self.state is SessionState.ENDED or self._scope.cancel_called
+        return self.state is SessionState.ENDED or self._scope.cancel_called or self._grace.cancel_called
 
     def abandon(self, code: ErrorCode, reason: str) -> None:
         """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream."""
@@ -221,7 +223,7 @@ class StreamSession:
     def detach(self) -> None:
         """The connection is gone. The stream goes on for `RESUME_GRACE_S`, keeping its results."""
         self._delivery.detach()
-        self._scope.deadline = trio.current_time() + self._settings.resume_grace_s
+        self._grace.deadline = trio.current_time() + self._settings.resume_grace_s
 
     def attach(self, outlet: Outlet, next_number: int | None) -> ServerEvent:
         """Go on over another connection: ready, then every unacknowledged result again, in order.
@@ -229,7 +231,7 @@ class StreamSession:
         Args:
             next_number: the first number the worker has no result of; what is below needs no repetition.
         """
-        self._scope.deadline = math.inf
+        self._grace.deadline = math.inf
         self._delivery.attach(outlet)
         ready = self._delivery.tell(self._ready())
         if self._told is not Level.NORMAL:  # the worker may have missed that it changed
@@ -242,7 +244,7 @@ class StreamSession:
     def _admit(self, data: FragmentData) -> Fragment:
         if self.state is SessionState.PAUSED:
             raise PayloadError(ErrorCode.STREAM_PAUSED, "", "the stream is paused")
-        if self.state is not SessionState.ACTIVE:
+        if self.state is not SessionState.ACTIVE or self.is_gone:
             raise PayloadError(ErrorCode.STREAM_NOT_FOUND, "", "the stream is ending and takes no more fragments")
         if not self._flow.admits(self.in_flight):
             raise PayloadError(
@@ -260,7 +262,7 @@ class StreamSession:
         return fragment
 
     def _queue(self, fragment: Fragment) -> None:
-        """Let `fragment` wait for a token: behind lower numbers, or, where its own has passed, behind all that wait now.
+        """Let `fragment` wait for a token behind lower numbers, or behind all that wait now where its own has passed.
 
         Else a worker that sends old ones again and again would never get the results of its new ones.
         """
@@ -325,6 +327,7 @@ class StreamSession:
             with self._scope, bound_contextvars(stream_id=self.stream_id):
                 async with trio.open_nursery() as catching_up:
                     catching_up.start_soon(self._delivery.catch_up)
+                    catching_up.start_soon(self._outlive)
                     await self._process()
                     await self._delivery.caught_up()
                     self._delivery.complete()
@@ -340,6 +343,12 @@ class StreamSession:
             self._accepted.clear()
             self._waiting.clear()
             self._memory.clear()
+
+    async def _outlive(self) -> None:
+        """End the stream where its worker does not come back in time."""
+        with self._grace:
+            await trio.sleep_forever()
+        self.cancel()
 
     async def _process(self) -> None:
         """Carry every fragment from the waiting queue to its result, until `end` and nothing waits any more."""

@@ -329,3 +329,35 @@ async def test_nothing_of_a_stream_is_left_behind(autojump_clock: MockClock) -> 
         assert server.in_flight == 0
         assert server.gateway.active_streams == 0
         assert server.metrics.registry.get_sample_value("sts_streams_active") == 0
+
+
+async def test_a_grace_that_was_not_needed_costs_no_fragment_anything(autojump_clock: MockClock) -> None:
+    """A call that began while the worker was away goes on past the end that the grace would have had."""
+    async with memory_server(scripted_models(slow_asr(4)), Settings(resume_grace_s=5)) as server:
+        worker = server.worker("first")
+        wanted = stream_init(timeout_ms=20_000, max_inflight=1)
+        session_id = (await worker.say("stream:init", wanted))["session_id"]
+        await send(worker, 0, 1)
+        await trio.sleep(1)
+        worker.disconnect()
+        await trio.sleep(4)
+        again = server.worker("second")
+        await again.say("stream:init", wanted | {"resume": {"session_id": session_id}})
+        results = await again.wait_for("fragment:processed", 2)
+        assert [result["status"] for result in results] == ["success", "success"]
+        assert trio.current_time() == 8
+
+
+async def test_what_is_refused_while_the_stream_is_abandoned_disturbs_nothing(autojump_clock: MockClock) -> None:
+    """The number that was missing comes too late, when all that waited for it has just got its result."""
+    settings = Settings(gap_timeout_ms=60_000)
+    async with memory_server(scripted_models(), settings) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await send(worker, 2)
+        await trio.sleep(1)
+        server.gateway.abandon()
+        await send(worker, 1)
+        await worker.wait_for("stream:complete")
+        assert numbers(worker) == [0, 2]
