@@ -7,7 +7,8 @@ On real time with a real engine, on virtual time with one that only sleeps. The 
 
 1. A call that is cancelled ends within `ends_within_s`, wherever it was.
 2. It ends as `trio.Cancelled`, or with its answer where it had that already. An error or an `EngineFailure` says that
-   the cancel was taken for a fault.
+   the cancel was taken for a fault; no answer, or too many, that it was swallowed. An answer that is well formed and
+   wrong is known by `same` alone.
 3. The next call of the same instance works, and gives what it gave before.
 4. After `open`, however it ended, no task and no child process more than before is left, not even one that has ended
    and was not reaped.
@@ -22,7 +23,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -82,14 +83,14 @@ async def check_engine(
             await instance([request])
     before.check("an end in the middle of a call")
 
-    async def only_open() -> Sequence[Res]:
+    async def only_open() -> None:
         async with engine.open(offload):
-            return ()
+            pass
 
     for moment in map(_Moment, range(-1, MOST_AWAITS)):
-        has_ended = await _cancel(only_open, moment, UNCANCELLED_S) is None
+        was_cancelled = await _cancel(only_open, moment, UNCANCELLED_S, lambda answer: answer is None)
         before.check(f"an opening that was cancelled {moment}")
-        if has_ended:
+        if not was_cancelled:
             break
 
 
@@ -100,13 +101,14 @@ async def _check_calls(
     began = trio.current_time()
     first = await _work(instance, request, "of a second instance")
     took_s = trio.current_time() - began
+
+    def is_as_good(answers: Sequence[Res | EngineFailure]) -> bool:
+        return _is_one_result(answers) and same(first, answers[0])
+
     for moments in (map(_Moment, range(-1, MOST_AWAITS)), (_Moment(after_s=part * took_s) for part in PARTS)):
         for moment in moments:
-            answers = await _cancel(lambda: instance([request]), moment, ends_within_s)
-            if answers is None:
+            if not await _cancel(lambda: instance([request]), moment, ends_within_s, is_as_good):
                 break
-            if any(isinstance(answer, EngineFailure) or not same(first, answer) for answer in answers):
-                raise Nonconformance(f"a call that was cancelled {moment} answered {answers!r}")
             after = f"after one that was cancelled {moment}"
             again = await _work(instance, request, after)
             if not same(first, again):
@@ -188,34 +190,46 @@ async def _work(instance: Instance[Req, Res], request: Req, when: str) -> Res:
             answers = await instance([request])
     except Exception as failure:
         raise Nonconformance(f"a call does not work {when}: {failure!r}") from failure
-    if len(answers) != 1 or isinstance(answers[0], EngineFailure):
+    if not _is_one_result(answers):
         raise Nonconformance(f"a call does not work {when}: {answers!r}")
     return answers[0]
 
 
+def _is_one_result(answers: Sequence[Res | EngineFailure]) -> TypeGuard[Sequence[Res]]:
+    """Whether this answers one request."""
+    return isinstance(answers, Sequence) and len(answers) == 1 and not isinstance(answers[0], EngineFailure)
+
+
 async def _cancel(
-    call: Callable[[], Awaitable[Sequence[Answer]]], moment: _Moment, ends_within_s: float
-) -> Sequence[Answer] | None:
+    call: Callable[[], Awaitable[Answer]], moment: _Moment, ends_within_s: float, is_right: Callable[[Answer], bool]
+) -> bool:
     """Call and cancel.
 
+    Args:
+        is_right: of what the call returned although it was cancelled.
+
     Returns:
-        its answers, none where it ended as `trio.Cancelled`; None: it had ended before it could be cancelled.
+        whether it was cancelled; False: it had ended before.
+
+    Raises:
+        Nonconformance: it broke the first rule or the second.
     """
-    answers: Sequence[Answer] = ()
     scope = trio.CancelScope()
     with moment.of(scope) as canceller:
         try:
             with scope:
-                answers = await call()
+                answer = await call()
         except Exception as error:
             if canceller.cancelled_at is None:
                 raise
             raise Nonconformance(f"a call that was cancelled {moment} raised {error!r}") from error
         if canceller.cancelled_at is None:
-            return None
+            return False
     if (late_s := trio.current_time() - canceller.cancelled_at) > ends_within_s + ROUNDING_S:
         raise Nonconformance(f"a call that was cancelled {moment} ended {late_s:.2f} s later")
-    return answers
+    if not scope.cancelled_caught and not is_right(answer):
+        raise Nonconformance(f"a call that was cancelled {moment} answered {answer!r}")
+    return True
 
 
 @frozen

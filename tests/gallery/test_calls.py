@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
 
 import pytest
 import trio
@@ -99,6 +100,21 @@ async def test_one_that_is_swallowed_in_the_last_await_does_not(autojump_clock: 
         assert not patience.cancelled_caught
     with pytest.raises(Nonconformance, match=r"was cancelled before it began answered \[''\]"):
         await check_engine(Careless(), "hello", inline_offload, same=str.__eq__)
+
+
+@pytest.mark.parametrize("instead", [[], None, ["A", "B", "C"]])
+async def test_whatever_is_returned_in_its_place(instead: Any, autojump_clock: MockClock) -> None:
+    """One request has one answer. Where there is none, or three, nobody has to know the right one to see it."""
+
+    class Careless(Upper):
+        async def call(self, batch: Sequence[str], /) -> Sequence[str]:
+            try:
+                return await super().call(batch)
+            except trio.Cancelled:
+                return cast(Sequence[str], instead)
+
+    with pytest.raises(Nonconformance, match="was cancelled before it began answered"):
+        await check_engine(Careless(), "hello", inline_offload)
 
 
 async def test_a_cancel_that_is_taken_for_a_fault_is_told_as_one(autojump_clock: MockClock) -> None:
