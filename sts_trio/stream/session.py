@@ -103,7 +103,7 @@ class StreamSession:
         self._accepted: dict[str, Fragment] = {}  # in flight, by fragment_id
         critical = settings.backpressure_critical or default_critical(self.max_inflight)
         self._flow = FlowControl(self.max_inflight, max(critical, self.max_inflight))
-        self._told = Level.NORMAL
+        self._was_slowed = False  # its worker was told at least once to slow down
         self._memory = StreamMemory(settings.stream_buffer_bytes, self.max_inflight, self.config)
         self._scope = trio.CancelScope()
         self._grace = trio.CancelScope()  # not around the work: its deadline is nothing that a model should know
@@ -234,7 +234,7 @@ class StreamSession:
         self._grace.deadline = math.inf
         self._delivery.attach(outlet)
         ready = self._delivery.tell(self._ready())
-        if self._told is not Level.NORMAL:  # the worker may have missed that it changed
+        if self._was_slowed:  # that it may go on again was perhaps said to nobody
             self._tell_level()
         self._delivery.replay(next_number)
         return ready
@@ -299,7 +299,8 @@ class StreamSession:
         """Tell the worker the present level; one that is away is told when it is back."""
         if not self._delivery.is_attached:
             return
-        level = self._told = self._flow.level
+        level = self._flow.level
+        self._was_slowed = self._was_slowed or level is not Level.NORMAL
         excess = max(0, self.in_flight - self.max_inflight)
         self._metrics.backpressure_events_total.labels(level.severity).inc()
         self._delivery.tell(

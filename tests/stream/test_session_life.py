@@ -361,3 +361,16 @@ async def test_what_is_refused_while_the_stream_is_abandoned_disturbs_nothing(au
         await send(worker, 1)
         await worker.wait_for("stream:complete")
         assert numbers(worker) == [0, 2]
+
+
+async def test_that_it_may_go_on_is_told_again_to_who_comes_back(autojump_clock: MockClock) -> None:
+    """It was told over a connection that was half dead: a worker that pauses when it is told would pause for ever."""
+    async with memory_server(scripted_models(slow_asr(1))) as server:
+        worker = server.worker("half dead")
+        session_id = (await worker.say("stream:init", stream_init(max_inflight=1)))["session_id"]
+        await send(worker, 0, 1, 2)
+        await worker.wait_for("fragment:processed", 3)
+        assert [event["action"] for event in worker.got("backpressure")] == ["slow_down", "pause", "none"]
+        back = server.worker("back")
+        await back.say("stream:init", stream_init(max_inflight=1, resume={"session_id": session_id}))
+        assert [event["action"] for event in back.got("backpressure")] == ["none"]
