@@ -11,7 +11,8 @@ On real time with a real engine, on virtual time with one that only sleeps. The 
    wrong is known by `same` alone.
 3. The next call of the same instance works, and gives what it gave before.
 4. After `open`, however it ended, no task and no child process more than before is left, not even one that has ended
-   and was not reaped.
+   and was not reaped. And no thread that trio lent goes on when its caller has ended (`abandon_on_cancel`): the next
+   call would use the model at the same time. A thread that has another owner than trio is not looked for.
 
 A call that never ends is waited for, as trio waits for any task: a check that hangs has found a broken first rule.
 """
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +45,9 @@ PARTS: Final = (0.1, 0.5, 0.9)
 """Of the time that a call takes: when it is cancelled, too."""
 
 ROUNDING_S: Final = 1e-6
+
+THREAD_ENDS_S: Final = 0.05
+"""Of real time. So long a thread may take that was at its end: with a name that is looked up, say."""
 
 UNCANCELLED_S: Final = 300.0
 """For a call that nobody cancels."""
@@ -212,8 +218,9 @@ async def _cancel(
         whether it was cancelled; False: it had ended before.
 
     Raises:
-        Nonconformance: it broke the first rule or the second.
+        Nonconformance: it broke a rule.
     """
+    threads = _busy_threads()
     scope = trio.CancelScope()
     with moment.of(scope) as canceller:
         try:
@@ -229,19 +236,35 @@ async def _cancel(
         raise Nonconformance(f"a call that was cancelled {moment} ended {late_s:.2f} s later")
     if not scope.cancelled_caught and not is_right(answer):
         raise Nonconformance(f"a call that was cancelled {moment} answered {answer!r}")
+    if left := _abandoned_since(threads):
+        raise Nonconformance(f"a call that was cancelled {moment} has abandoned threads: {left}")
     return True
+
+
+def _busy_threads() -> set[threading.Thread]:
+    """Those that `trio.to_thread` has lent to a function: it names them after both until that returns."""
+    return {thread for thread in threading.enumerate() if " from " in thread.name}
+
+
+def _abandoned_since(before: set[threading.Thread]) -> list[str]:
+    """The threads that are busy, were not, and do not end. Blocks: a clock that jumps would not wait for them."""
+    give_up_at = time.monotonic() + THREAD_ENDS_S
+    while (left := _busy_threads() - before) and time.monotonic() < give_up_at:
+        time.sleep(THREAD_ENDS_S / 50)
+    return sorted(thread.name for thread in left)
 
 
 @frozen
 class _Alive:
-    """Tasks and processes that there were."""
+    """Tasks, processes and busy threads that there were."""
 
     tasks: int
     children: set[int]
+    threads: set[threading.Thread]
 
     @classmethod
     def now(cls) -> _Alive:
-        return cls(trio.lowlevel.current_statistics().tasks_living, child_processes())
+        return cls(trio.lowlevel.current_statistics().tasks_living, child_processes(), _busy_threads())
 
     def check(self, when: str) -> None:
         """
@@ -253,3 +276,5 @@ class _Alive:
             raise Nonconformance(f"{now.tasks - self.tasks} tasks are left after {when}")
         if left := now.children - self.children:
             raise Nonconformance(f"child processes are left after {when}: {sorted(left)}")
+        if abandoned := _abandoned_since(self.threads):
+            raise Nonconformance(f"threads are abandoned after {when}: {abandoned}")

@@ -52,6 +52,22 @@ class Deaf(Blocking):
         return text.upper()
 
 
+class Abandoning(Blocking):
+    """Goes past `offload`, to a thread that it leaves behind where its caller has left."""
+
+    @asynccontextmanager
+    async def open(self, offload: Offload) -> AsyncIterator[Instance[str, str]]:
+        async def call(batch: Sequence[str], /) -> Sequence[str]:
+            return [await trio.to_thread.run_sync(self.work, text, abandon_on_cancel=True) for text in batch]
+
+        await trio.lowlevel.checkpoint()
+        yield call
+
+    def work(self, text: str) -> str:
+        time.sleep(STEPS * STEP_S)
+        return text.upper()
+
+
 class Speaking:
     """An engine that starts a program for each request; killing it is the cancel."""
 
@@ -115,6 +131,12 @@ async def test_a_function_that_never_looks_up_is_found() -> None:
     """It ends when it ends, and holds its slot until then; the fragment that waits for it has its TIMEOUT meanwhile."""
     with pytest.raises(Nonconformance, match=r"ended .* s later"):
         await check_engine(Deaf(), "hello", thread_offload(1), ends_within_s=STEPS * STEP_S / 2)
+
+
+async def test_a_thread_that_is_abandoned_is_found() -> None:
+    """The call ends at once, and looks as good as any; its model works on, and the next call uses it meanwhile."""
+    with pytest.raises(Nonconformance, match=r"has abandoned threads: .*work from"):
+        await check_engine(Abandoning(), "hello", thread_offload(1))
 
 
 async def test_a_program_is_killed_and_reaped() -> None:
