@@ -24,7 +24,7 @@ class Heard:
 
     received: list[tuple[float, str, dict[str, Any]]] = field(factory=list, init=False)
     closed: bool = field(default=False, init=False)
-    _news: trio.Event = field(factory=trio.Event, init=False)
+    _news: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
 
     def got(self, event: str) -> list[dict[str, Any]]:
         """Payloads of every `event` received so far."""
@@ -42,8 +42,7 @@ class Heard:
         """
         with trio.move_on_after(VIRTUAL_HOUR_S):
             while len(self.got(event)) < count and not self.closed:
-                self._news = trio.Event()
-                await self._news.wait()
+                await self._news.park()
         if len(got := self.got(event)) < count:
             why = "the connection has ended" if self.closed else "nothing more came"
             last = [(name, payload.get("message", "")) for _, name, payload in self.received[-SHOWN_EVENTS:]]
@@ -52,8 +51,8 @@ class Heard:
 
     def _hear(self, event: str, payload: dict[str, Any]) -> None:
         self.received.append((trio.current_time(), event, payload))
-        self._news.set()
+        self._news.unpark_all()
 
     def _hear_the_end(self) -> None:
         self.closed = True
-        self._news.set()
+        self._news.unpark_all()
