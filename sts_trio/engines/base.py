@@ -202,11 +202,13 @@ class SpeechRequest:
 
 @frozen
 class Speech:
-    """Spoken text: mono, shape ``(frames,)``, without silence around it.
+    """Spoken text: mono, shape ``(frames,)``, without silence around it; at 24 kHz at most, or a stream can take more
+    memory than it is counted with.
 
     Attributes:
         take: what the engine made of the text before it had a speed, where it works that way. Handed back with a
-            request for another rate it saves most of the work, and the same performance is heard.
+            request for another rate it saves most of the work, and the same performance is heard. It should weigh no
+            more than the samples.
     """
 
     samples: Samples = field(eq=False, repr=False)

@@ -57,7 +57,11 @@ class Verdict:
 
 
 class SlotFitter:
-    """The fitting rule of one stream: `plan`, then speak, then `remaining`, then stretch, then `judge`."""
+    """The fitting rule of one stream: speak, `at_best`, `plan`, speak again, `remaining`, stretch, `judge`."""
+
+    def at_best(self, speech_ms: float, slot_ms: int) -> Verdict:
+        """What speech of `speech_ms` at its natural rate can be called at the fastest speed there is."""
+        return self.judge(speech_ms / MAX_SPEED, slot_ms)
 
     def plan(self, speech_ms: float, slot_ms: int, engine_range: tuple[float, float]) -> Plan:
         """Which speed takes speech of `speech_ms` at its natural rate into a slot of `slot_ms`.

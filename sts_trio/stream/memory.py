@@ -24,8 +24,8 @@ FRAGMENT_BYTES: Final = 16 * 1024
 """What a fragment weighs beside its audio and metadata: ids, texts in two languages, segments, the objects."""
 
 SAMPLES_BYTES_PER_MS: Final = 400
-"""Samples of a slot's speech, float32: 64 bytes at 16 kHz for ASR, then 24 kHz of speech that was 2.4 times too long
-beside the same made to fit, which are 345."""
+"""Samples of a slot's speech, float32: 64 bytes at 16 kHz for ASR, then 24 kHz of speech that is 2.4 times too long
+beside the same made to fit, which are 345. What is longer is not kept (`stages.py`)."""
 
 KEPT_SILENCE_BYTES: Final = 256 * 1024
 """What the encoded silences of a stream may have together, beside the one used last: seventy lengths of m4a, which

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from protocol.dubbing import Audio, StreamConfig
 from protocol.errors import ErrorCode
@@ -29,7 +29,7 @@ from ..engines.base import (
 from ..engines.codec import DecodeRequest, StretchRequest
 from ..engines.suite import EngineSuite
 from .assets import AssetStatus, AudioAsset, AudioSpan, Fragment, TextAsset, TranscriptAsset
-from .duration import SlotFitter
+from .duration import SlotFitter, Verdict
 from .fallback import Fallback, encode_request
 
 MAX_CONTEXT_CHARACTERS = 500
@@ -109,31 +109,19 @@ class Stages:
         """Text to an `AudioAsset` as long as the slot allows; none where there is nothing to say.
 
         Raises:
-            EngineFailure: `DURATION_MISMATCH_EXCEEDED`: too long even at the fastest allowed speed.
+            EngineFailure: `DURATION_MISMATCH_EXCEEDED`: too long even at the fastest allowed speed, which is known as
+                soon as it was spoken once.
         """
         assert fragment.text is not None
         if not fragment.text.translated_text:
             return
         text, slot_ms = fragment.text.translated_text, fragment.slot_ms
-        speech = await self._synthesize(text, 1.0)
-        spoken, rate_hz = speech.samples, speech.sample_rate_hz
-        natural_ms = _length_ms(spoken, rate_hz)
-        plan = self.fitter.plan(natural_ms, slot_ms, self.engines.models.tts.rate_range)
-        if plan.engine_rate != 1.0:
-            spoken = (await self._synthesize(text, plan.engine_rate, speech.take)).samples
+        spoken, rate_hz, natural_ms = await self._speak_in(text, slot_ms)
         speed = self.fitter.remaining(_length_ms(spoken, rate_hz), slot_ms, natural_ms)
         if speed != 1.0:
             spoken = await self.engines.stretch.submit(StretchRequest(spoken, rate_hz, speed), stream=self.stream_id)
-        if _length_ms(spoken, rate_hz) > slot_ms:
-            spoken = _audible(trim_silence_end(spoken, rate_hz))
         duration_ms = _length_ms(spoken, rate_hz)
-        verdict = self.fitter.judge(duration_ms, slot_ms)
-        if verdict.status == "failed":
-            raise EngineFailure(
-                ErrorCode.DURATION_MISMATCH_EXCEEDED,
-                f"speech of {natural_ms:.0f} ms is still {verdict.variance_percent:.0f} % too long for {slot_ms} ms "
-                f"at {natural_ms / duration_ms:.2f} times its speed",
-            )
+        verdict = _tolerable(self.fitter.judge(duration_ms, slot_ms), natural_ms, slot_ms)
         fragment.audio = AudioAsset(
             asset_id=fragment.asset_id("audio"),
             parent_asset_ids=(fragment.text.asset_id,),
@@ -159,11 +147,29 @@ class Stages:
         """Silence or the original in place of speech."""
         self._deliver(fragment, await self.fallback.encoded(fragment))
 
-    async def _synthesize(self, text: str, rate: float, take: Take | None = None) -> Speech:
+    async def _speak_in(self, text: str, slot_ms: int) -> tuple[Samples, int, float]:
+        """Speech at the engine's best rate for a slot, its sample rate in Hz, and how long it is by nature, in ms."""
+        speech = await self._synthesize(text, slot_ms, 1.0)
+        natural_ms = _length_ms(speech.samples, speech.sample_rate_hz)
+        plan = self.fitter.plan(natural_ms, slot_ms, self.engines.models.tts.rate_range)
+        if plan.engine_rate != 1.0:
+            take = speech.take
+            del speech  # it can be long, and the next one be long in coming
+            speech = await self._synthesize(text, slot_ms, plan.engine_rate, take)
+        return speech.samples, speech.sample_rate_hz, natural_ms
+
+    async def _synthesize(self, text: str, slot_ms: int, rate: float, take: Take | None = None) -> Speech:
+        """Speech that can be made to fit; where it is too long, silence at its end is none of it."""
         request = SpeechRequest(text, self.config.target_language, self.config.voice_profile, rate, take)
         speech = await self.engines.speak.submit(request, stream=self.stream_id)
-        _audible(speech.samples)
-        return speech
+        samples, rate_hz = speech.samples, speech.sample_rate_hz
+        if _length_ms(samples, rate_hz) <= slot_ms:
+            _audible(samples)
+            return speech
+        samples = _audible(trim_silence_end(samples, rate_hz))
+        length_ms = _length_ms(samples, rate_hz)
+        _tolerable(self.fitter.at_best(length_ms, slot_ms), length_ms, slot_ms)
+        return speech if len(samples) == len(speech.samples) else evolve(speech, samples=samples.copy())
 
     def _deliver(self, fragment: Fragment, data: bytes) -> None:
         fragment.dubbed = Audio(
@@ -180,6 +186,16 @@ def _audible(samples: Samples) -> Samples:
     if not samples.size:
         raise EngineFailure(ErrorCode.TTS_SYNTHESIS_FAILED, "the engine spoke nothing")
     return samples
+
+
+def _tolerable(verdict: Verdict, speech_ms: float, slot_ms: int) -> Verdict:
+    if verdict.status == "failed":
+        raise EngineFailure(
+            ErrorCode.DURATION_MISMATCH_EXCEEDED,
+            f"speech of {speech_ms:.0f} ms is still {verdict.variance_percent:.0f} % too long for {slot_ms} ms "
+            "at the fastest speed",
+        )
+    return verdict
 
 
 def _length_ms(samples: Samples, sample_rate_hz: int) -> float:

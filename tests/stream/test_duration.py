@@ -90,6 +90,18 @@ def test_speech_up_to_twice_its_slot_fits(
     assert fitter.judge(final_ms, slot_ms).status == "success"
 
 
+@given(durations, slots, ranges)
+def test_what_can_be_called_nothing_but_a_failure_is_known_before_it_is_tried(
+    speech_ms: float, slot_ms: int, engine_range: tuple[float, float]
+) -> None:
+    fitter = SlotFitter()
+    at_best = fitter.at_best(speech_ms, slot_ms)
+    spoken_ms = speech_ms / fitter.plan(speech_ms, slot_ms, engine_range).engine_rate
+    final_ms = spoken_ms / fitter.remaining(spoken_ms, slot_ms, speech_ms)
+    if abs(speech_ms / 2 - slot_ms * 1.2) > 1e-6 and abs(speech_ms / 2 - slot_ms * 1.1) > 1e-6:
+        assert at_best.status == fitter.judge(final_ms, slot_ms).status
+
+
 @given(slots, st.floats(MIN_SPEED, 1.0))
 def test_speech_that_can_fill_its_slot_does(slot_ms: int, share: float) -> None:
     fitter = SlotFitter()

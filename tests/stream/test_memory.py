@@ -21,7 +21,8 @@ from trio.testing import MockClock
 from protocol.dubbing import Audio, FragmentData, StreamConfig, payload
 from sts_trio import audio
 from sts_trio.config import Settings
-from sts_trio.engines.base import SpeechRequest, Transcript
+from sts_trio.engines.base import Samples, Transcript
+from sts_trio.engines.codec import StretchRequest
 from sts_trio.stream.memory import FRAGMENT_BYTES, StreamMemory, encoded_bytes, json_bytes
 from sts_trio.stream.order import MAX_RETRYABLE
 from sts_trio.stream.session import StreamSession
@@ -172,9 +173,11 @@ SMALL = {"format": "m4a", "sample_rate_hz": 48_000, "channels": 2, "chunk_durati
 WIDE = {"format": "pcm_s16le", "sample_rate_hz": 48_000, "channels": 1, "chunk_duration_ms": 60_000}
 
 
-def too_long(request: SpeechRequest) -> Step[Any]:
-    """Speech of more than twice the slot, which is then never said faster."""
-    return Step(tone(2.3 * 60), 0.0 if request.rate == 1.0 else HANG)
+async def stretch_and_hang(request: StretchRequest, *, stream: str) -> Samples:
+    """What was spoken, and what was made of it."""
+    fitted = request.samples[::2].copy()
+    await trio.sleep_forever()
+    return fitted
 
 
 @pytest.mark.slow
@@ -200,10 +203,12 @@ async def test_what_is_held_is_what_was_counted_and_not_much_less(
 ) -> None:
     """A stream that is full: of fragments that a model hangs over, or of results that wait for a missing number."""
     asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), HANG if stage == "asr" else 0))
-    tts = ScriptedTts(script=too_long if stage == "tts" else lambda request: Step(tone(1.0 / request.rate)))
+    longest = ScriptedTts(script=lambda _: Step(tone(2.3 * 60)), rate_range=(1.0, 1.0))
+    tts = longest if stage == "tts" else ScriptedTts(script=lambda request: Step(tone(1.0 / request.rate)))
     settings = Settings(backpressure_critical=100, fallback_mode=fallback, gap_timeout_ms=600_000, tts_slots=10)
     body = recorded(*sound)
     async with memory_server(scripted_models(asr, tts=tts), settings) as server:
+        object.__setattr__(server.engines.stretch, "submit", stretch_and_hang)
         worker = Forgetful(server.gateway)
         await worker.say("stream:init", stream_init(max_inflight=10, timeout_ms=30_000, **stream))
         if stage == "turn":

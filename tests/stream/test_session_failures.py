@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 from typing import Any
 
 import av
@@ -220,15 +221,42 @@ async def test_the_deadline_starts_with_processing_not_with_waiting(autojump_clo
         assert [result["status"] for result in results] == ["success"] * 3
 
 
-async def test_speech_too_long_at_any_speed_is_a_duration_mismatch(autojump_clock: MockClock) -> None:
-    def long_speech(request: SpeechRequest) -> Step[Any]:
-        return Step(tone(2.5 / request.rate))
-
-    async with memory_server(scripted_models(tts=ScriptedTts(script=long_speech))) as server:
+async def test_speech_too_long_at_any_speed_is_a_duration_mismatch_and_spoken_once(autojump_clock: MockClock) -> None:
+    tts = ScriptedTts(script=lambda request: Step(tone(2.5 / request.rate)))
+    async with memory_server(scripted_models(tts=tts)) as server:
         worker = await opened(server)
         await send(worker, 0)
         (result,) = await worker.wait_for("fragment:processed")
         assert (result["error"]["code"], result["error"]["stage"]) == ("DURATION_MISMATCH_EXCEEDED", "tts")
+        assert "2500 ms is still 25 % too long for 1000 ms" in result["error"]["message"]
+        assert len(tts.requests) == 1
+
+
+async def test_an_engine_that_does_not_keep_to_a_rate_is_not_held_in_memory_either(autojump_clock: MockClock) -> None:
+    tts = ScriptedTts(script=lambda request: Step(tone(1.5 if request.rate == 1.0 else 60)))
+    async with memory_server(scripted_models(tts=tts)) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["error"]["code"] == "DURATION_MISMATCH_EXCEEDED"
+
+
+async def test_speech_that_is_spoken_again_is_let_go_of_first(autojump_clock: MockClock) -> None:
+    spoken: list[weakref.ref[Any]] = []
+    left: list[Any] = []
+
+    def speak(request: SpeechRequest) -> Step[Any]:
+        left.extend(samples() for samples in spoken)
+        speech = tone(1.5 / request.rate)
+        spoken.append(weakref.ref(speech.samples))
+        return Step(speech)
+
+    async with memory_server(scripted_models(tts=ScriptedTts(script=speak))) as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        (result,) = await worker.wait_for("fragment:processed")
+        assert result["status"] == "success"
+    assert left == [None]
 
 
 async def test_speech_a_little_too_long_is_partial_with_a_warning(autojump_clock: MockClock) -> None:
@@ -302,6 +330,7 @@ async def test_silence_after_speech_does_not_count_as_speech(autojump_clock: Moc
         await send(worker, 0)
         (result,) = await worker.wait_for("fragment:processed")
         assert result["status"] == "success"
+        assert result["metadata"]["speed_ratio"] == pytest.approx(2.0, abs=0.001)
 
 
 async def test_what_cannot_be_written_in_utf_8_is_replaced_wherever_it_comes_from(autojump_clock: MockClock) -> None:
