@@ -55,7 +55,7 @@ types: setup
 	$(BIN)/mypy
 	$(BIN)/mypy demo/run.py
 
-simulate: setup
+simulate: $(call installed,$(TO_RUN)) | system-packages
 	$(BIN)/sts-trio simulate --seeds 0:$(SEEDS)
 
 serve: $(call installed,$(TO_RUN)) | system-packages

@@ -45,6 +45,7 @@ SEED = int(os.environ.get("STS_CHAOS_SEED", "1"))
 CHAOS_TIMEOUT_S = 120 + RECONNECTIONS / 2
 FINISH_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 30.0
+REAP_TIMEOUT_S = 10.0
 BETWEEN_KILLS_S = (0.4, 1.6)
 VANISHES_AFTER_S = 8.0
 
@@ -115,24 +116,20 @@ class Round:
         """Run a worker, and run it again when it was killed, until it has come to its end."""
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
-            process = self.processes[name] = await self.start(name, seed)
-            try:
+            async with self.running(name, seed) as process:
+                self.processes[name] = process
                 code = await process.wait()
-            finally:
-                process.kill()
         del self.processes[name]
         assert code == 0, f"{name}:\n{(self.folder / f'{name}.log').read_text()[-2_000:]}"
 
     async def vanish(self) -> None:
         """A worker that dies in the middle of its work and never comes back."""
-        process = await self.start("vanishing", seed=0)
-        try:
+        async with self.running("vanishing", seed=0):
             await trio.sleep(VANISHES_AFTER_S)
-        finally:
-            process.kill()
-            await process.wait()
 
-    async def start(self, name: str, seed: int) -> trio.Process:
+    @asynccontextmanager
+    async def running(self, name: str, seed: int) -> AsyncIterator[trio.Process]:
+        """A worker that is killed when the context ends, and reaped: who only kills it leaves its descriptor open."""
         options = Options(
             port=self.port,
             name=name,
@@ -145,12 +142,20 @@ class Round:
         module = "chaos_client_worker" if name == "client" else "chaos_worker"
         command = [sys.executable, "-m", f"{__package__}.{module}", json.dumps(asdict(options))]
         with (self.folder / f"{name}.log").open("ab") as log:
-            return await trio.lowlevel.open_process(command, stdout=log, stderr=log)
+            process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.kill()
+            with trio.move_on_after(REAP_TIMEOUT_S, shield=True):
+                await process.wait()
 
     async def kill(self, random: Random) -> None:
         """SIGKILL now for one of the workers, now for another."""
         while True:
             await trio.sleep(random.uniform(*BETWEEN_KILLS_S))
+            if not self.processes:  # on a busy machine the first of them takes longer to start
+                continue
             name = random.choice(sorted(self.processes))
             self.processes[name].kill()
             self.kills[name] += 1
