@@ -34,6 +34,11 @@ class Fallback:
     _silences: dict[int, bytes] = field(factory=dict, init=False)  # by length in ms, the one used last is last
     _being_made: dict[int, trio.Event] = field(factory=dict, init=False)
 
+    @property
+    def longest_ms(self) -> int:
+        """Of the silences that `KEPT_SILENCE_BYTES` does not bound the longest: those in the making, and the last."""
+        return max([*self._being_made, *list(self._silences)[-1:]], default=0)
+
     async def expect(self, fragment: Fragment) -> None:
         """Encode the silence of a fragment that begins, where there is none of its length.
 

@@ -52,10 +52,12 @@ class Footprint:
     """The most that one fragment can hold.
 
     Attributes:
+        slot_ms: its length; there will be silence of it.
         resting: while it waits, for a token with what came, or for its turn with what goes back.
         working: on top of that, while it is processed.
     """
 
+    slot_ms: int
     resting: int
     working: int
 
@@ -73,33 +75,31 @@ class StreamMemory:
     processed_at_once: int
     config: StreamConfig
     _footprints: dict[str, Footprint] = field(factory=dict, init=False)
-    _longest_ms: int = field(init=False)  # of the slots so far: there may be silence of that length
 
-    def __attrs_post_init__(self) -> None:
-        self._longest_ms = self.config.chunk_duration_ms
+    def held_bytes(self, silence_ms: int) -> int:
+        """The most that can be held for all fragments in flight together, and of silence beside.
 
-    @property
-    def held_bytes(self) -> int:
-        """The most that all fragments in flight can hold together; 0 where there is none."""
-        return self._sum(list(self._footprints.values()), self._longest_ms) if self._footprints else 0
+        Args:
+            silence_ms: the length of the silence that is kept whatever is in flight (`Fallback.longest_ms`).
+        """
+        return self._sum(list(self._footprints.values()), silence_ms)
 
     def footprint(self, data: FragmentData) -> Footprint:
         came, slot_ms = len(data.audio.data), data.audio.duration_ms
         back = encoded_bytes(self.config, slot_ms)
         return Footprint(
+            slot_ms,
             resting=max(came, back) + json_bytes(data.metadata) + FRAGMENT_BYTES,
             working=min(came, back) + SAMPLES_BYTES_PER_MS * slot_ms + back,  # the last may stand in for speech
         )
 
-    def admits(self, data: FragmentData) -> bool:
-        """Whether there is room for one more; always where it would be the only one."""
+    def admits(self, data: FragmentData, silence_ms: int) -> bool:
+        """Whether there is room for one more, beside silence as above; always where it would be the only one."""
         footprints = [*self._footprints.values(), self.footprint(data)]
-        longest_ms = max(self._longest_ms, data.audio.duration_ms)
-        return len(footprints) == 1 or self._sum(footprints, longest_ms) <= self.budget_bytes
+        return len(footprints) == 1 or self._sum(footprints, silence_ms) <= self.budget_bytes
 
     def add(self, data: FragmentData) -> None:
         """A fragment was accepted."""
-        self._longest_ms = max(self._longest_ms, data.audio.duration_ms)
         self._footprints[data.fragment_id] = self.footprint(data)
 
     def remove(self, fragment_id: str) -> None:
@@ -109,7 +109,10 @@ class StreamMemory:
     def clear(self) -> None:
         self._footprints.clear()
 
-    def _sum(self, footprints: list[Footprint], longest_ms: int) -> int:
+    def _sum(self, footprints: list[Footprint], silence_ms: int) -> int:
+        if not footprints and not silence_ms:
+            return 0  # nothing has been begun
+        longest_ms = max(silence_ms, *(footprint.slot_ms for footprint in footprints), 0)
         resting = sum(footprint.resting for footprint in footprints)
         working = sum(nlargest(self.processed_at_once, (footprint.working for footprint in footprints)))
         return encoded_bytes(self.config, longest_ms) + KEPT_SILENCE_BYTES + resting + working

@@ -107,8 +107,8 @@ class StreamSession:
         self._memory = StreamMemory(settings.stream_buffer_bytes, self.max_inflight, self.config)
         self._scope = trio.CancelScope()
         self._grace = trio.CancelScope()  # not around the work: its deadline is nothing that a model should know
-        fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
-        stages = Stages(self.stream_id, self.config, engines, fallback)
+        self._fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
+        stages = Stages(self.stream_id, self.config, engines, self._fallback)
         self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
         gap_timeout_ms = settings.gap_timeout_ms
         self._delivery = Delivery(
@@ -129,8 +129,8 @@ class StreamSession:
 
     @property
     def held_bytes(self) -> int:
-        """The most memory that what is in flight can come to take (`STREAM_BUFFER_BYTES`)."""
-        return self._memory.held_bytes
+        """The most memory that what is in flight can come to take, kept silence included (`STREAM_BUFFER_BYTES`)."""
+        return self._memory.held_bytes(self._fallback.longest_ms)
 
     def open(self) -> ServerEvent:
         """Take fragments from here on, and say so."""
@@ -250,7 +250,7 @@ class StreamSession:
             raise PayloadError(
                 ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{self.in_flight} fragments are in flight: send it again later"
             )
-        if not self._memory.admits(data):
+        if not self._memory.admits(data, self._fallback.longest_ms):
             held = f"{self.in_flight} fragments in flight may take {self.held_bytes} bytes of memory"
             raise PayloadError(ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{held}: send it again later")
         turn = self._delivery.admit(data.fragment_id, data.sequence_number)

@@ -53,18 +53,29 @@ def account(budget_bytes: int, processed_at_once: int = 1, **changes: Any) -> St
 
 def test_one_fragment_always_has_room() -> None:
     memory = account(1)
-    assert memory.admits(data(0, 10**7, 60_000))
+    assert memory.admits(data(0, 10**7, 60_000), 0)
     memory.add(data(0, 10**7, 60_000))
-    assert not memory.admits(data(1, 0))
+    assert not memory.admits(data(1, 0), 0)
     memory.remove("f0")
-    assert memory.held_bytes == 0
-    assert memory.admits(data(1, 10**7))
+    assert memory.held_bytes(0) == 0
+    assert memory.admits(data(1, 10**7), 0)
 
 
 def test_a_fragment_is_counted_with_what_becomes_of_it() -> None:
     memory = account(10**9, format="pcm_s16le", rate_hz=48_000, channels=2)
     memory.add(data(0, 5_000, 60_000))  # a minute of silence in AAC
-    assert memory.held_bytes > 60_000 * 48 * 2 * 2
+    assert memory.held_bytes(0) > 60_000 * 48 * 2 * 2
+
+
+def test_the_silence_of_a_long_fragment_is_counted_while_it_may_be_kept_and_no_longer() -> None:
+    memory = account(8 * MIB, 3, format="pcm_s16le", rate_hz=48_000, channels=2)
+    memory.add(data(0, 0, 60_000))
+    memory.remove("f0")
+    assert memory.held_bytes(60_000) > 60_000 * 48 * 2 * 2
+    assert memory.held_bytes(0) == 0
+    memory.add(data(1, 0, 1_000))
+    assert not memory.admits(data(2, 0, 1_000), 60_000)
+    assert memory.admits(data(2, 0, 1_000), 1_000)
 
 
 def test_only_what_is_processed_at_once_has_samples() -> None:
@@ -72,7 +83,7 @@ def test_only_what_is_processed_at_once_has_samples() -> None:
     held = []
     for number in range(4):
         memory.add(data(number, 0, 1_000))
-        held.append(memory.held_bytes)
+        held.append(memory.held_bytes(0))
     steps = np.diff(held)
     assert steps[0] > steps[1] == steps[2]
 
@@ -88,11 +99,11 @@ def test_the_budget_is_kept_whatever_comes(budget: int, width: int, steps: list[
         if number in taken:
             memory.remove(f"f{number}")
             taken.discard(number)
-        elif memory.admits(data(number, size, duration_ms)):
+        elif memory.admits(data(number, size, duration_ms), 0):
             memory.add(data(number, size, duration_ms))
             taken.add(number)
-        assert memory.held_bytes <= budget or len(taken) == 1
-        assert bool(memory.held_bytes) == bool(taken)
+        assert memory.held_bytes(0) <= budget or len(taken) == 1
+        assert bool(memory.held_bytes(0)) == bool(taken)
 
 
 @pytest.mark.slow
@@ -176,7 +187,7 @@ WIDE = {"format": "pcm_s16le", "sample_rate_hz": 48_000, "channels": 1, "chunk_d
 async def stretch_and_hang(request: StretchRequest, *, stream: str) -> Samples:
     """What was spoken, and what was made of it."""
     fitted = request.samples[::2].copy()
-    await trio.sleep_forever()
+    await trio.sleep(HANG)
     return fitted
 
 
@@ -309,6 +320,25 @@ async def test_sent_again_before_its_turn_what_had_no_room_takes_its_place(autoj
         assert numbers(worker)[:2] == [0, 1]
 
 
+async def test_a_long_fragment_takes_room_from_the_next_ones_no_longer_than_its_silence_is_kept(
+    autojump_clock: MockClock,
+) -> None:
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), 1))
+    async with memory_server(scripted_models(asr), Settings(stream_buffer_bytes=3 * MIB)) as server:
+        worker = await opened(server)
+        (session,) = sessions(server)
+        assert session.held_bytes == 0
+        await worker.say("fragment:data", fragment(0, duration_ms=60_000))
+        await worker.wait_for("fragment:processed")
+        assert session.held_bytes > 60_000 * 8 * 2  # its silence
+        await send(worker, 1)
+        await worker.wait_for("fragment:processed", 2)
+        assert session.held_bytes < MIB
+        await send(worker, 2, 3, 4)
+        await worker.wait_for("fragment:processed", 5)
+        assert worker.got("error") == []
+
+
 async def test_the_largest_fragment_is_taken_however_small_the_budget(autojump_clock: MockClock) -> None:
     async with memory_server(settings=Settings(stream_buffer_bytes=MIB)) as server:
         worker = await opened(server)
@@ -323,6 +353,6 @@ async def test_a_live_stream_never_meets_the_budget() -> None:
     for number in range(31):
         sound = Audio("pcm_s16le", 48_000, 2, 6_000, bytes(6 * 48_000 * 4))
         sent = FragmentData(f"f{number}", "s", number, 0, sound, {"pts_ns": 6_000_000_000 * number})
-        assert memory.admits(sent)
+        assert memory.admits(sent, 6_000)
         memory.add(sent)
-    assert FRAGMENT_BYTES < memory.held_bytes < Settings().stream_buffer_bytes
+    assert FRAGMENT_BYTES < memory.held_bytes(0) < Settings().stream_buffer_bytes
