@@ -196,9 +196,9 @@ class Delivery:
         except Exception:  # noqa: BLE001 - as in `_attempt`
             error = self._defect(result.fragment_id, result.sequence_number)
             slot_ms, late = result.metadata.get("original_duration_ms", 0), "late" in result.metadata
-            self._results.forget(result.fragment_id)
-            self._order.allow_retry(result.fragment_id, result.sequence_number)
             result = self._report.lost(result.fragment_id, result.sequence_number, slot_ms, late, error)
+            self._results.replace(result)
+            self._order.allow_retry(result.fragment_id, result.sequence_number)
             self.tell(result)
         return result
 

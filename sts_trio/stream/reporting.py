@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import structlog
@@ -13,7 +14,7 @@ from protocol.errors import Stage
 from ..engines.suite import Models
 from ..observe.metrics import Metrics
 from ..observe.throttle import Throttle
-from .assets import Fragment
+from .assets import AudioAsset, Fragment
 
 OPTIONAL_KEYS: Final = frozenset({"gpu_utilization", "warnings", "late"})
 """Keys that say something by being there: a worker's own must not pass for ours."""
@@ -56,16 +57,6 @@ class Reporter:
 
     def lost(self, fragment_id: str, number: int, slot_ms: int, late: bool, error: FragmentError) -> FragmentProcessed:
         """What is told in place of a result that a defect of ours keeps from being told; it has nothing of it."""
-        metadata = {
-            "asr_model": self.models.asr.name,
-            "translation_model": self.models.translation.name,
-            "tts_model": self.models.tts.name,
-            "original_duration_ms": slot_ms,
-            "dubbed_duration_ms": 0,
-            "duration_variance_percent": 0.0,
-            "speed_ratio": 1.0,
-            "asset_ids": [],
-        }
         return FragmentProcessed(
             fragment_id=fragment_id,
             stream_id=self.stream_id,
@@ -74,23 +65,20 @@ class Reporter:
             processing_time_ms=0,
             stage_timings=StageTimings(),
             error=error,
-            metadata=metadata | ({"late": True} if late else {}),
+            metadata=self._figures(self.models.translation.name, slot_ms) | ({"late": True} if late else {}),
         )
 
     def _metadata(self, fragment: Fragment) -> dict[str, Any]:
         """The worker's own keys as they came, then ours."""
         audio = fragment.audio if fragment.error is None else None
         metadata = {key: value for key, value in (fragment.data.metadata or {}).items() if key not in OPTIONAL_KEYS}
-        metadata |= {
-            "asr_model": self.models.asr.name,
-            "translation_model": self._translator(fragment),
-            "tts_model": self.models.tts.name,
-            "original_duration_ms": fragment.slot_ms,
-            "dubbed_duration_ms": fragment.dubbed.duration_ms if fragment.dubbed else 0,
-            "duration_variance_percent": audio.variance_percent if audio else 0.0,
-            "speed_ratio": audio.speed_ratio if audio else 1.0,
-            "asset_ids": fragment.asset_ids,
-        }
+        metadata |= self._figures(
+            self._translator(fragment),
+            fragment.slot_ms,
+            fragment.dubbed.duration_ms if fragment.dubbed else 0,
+            audio,
+            fragment.asset_ids,
+        )
         if self.metrics.gpu_utilization is not None:
             metadata["gpu_utilization"] = self.metrics.gpu_utilization
         if audio is not None and audio.warning is not None:
@@ -98,6 +86,26 @@ class Reporter:
         if fragment.late:
             metadata["late"] = True
         return metadata
+
+    def _figures(
+        self,
+        translator: str,
+        slot_ms: int,
+        dubbed_ms: int = 0,
+        audio: AudioAsset | None = None,
+        asset_ids: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The keys that every result has."""
+        return {
+            "asr_model": self.models.asr.name,
+            "translation_model": translator,
+            "tts_model": self.models.tts.name,
+            "original_duration_ms": slot_ms,
+            "dubbed_duration_ms": dubbed_ms,
+            "duration_variance_percent": audio.variance_percent if audio else 0.0,
+            "speed_ratio": audio.speed_ratio if audio else 1.0,
+            "asset_ids": list(asset_ids),
+        }
 
     def _translator(self, fragment: Fragment) -> str:
         return (fragment.text and fragment.text.model) or self.models.translation.name

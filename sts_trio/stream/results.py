@@ -37,6 +37,15 @@ class ResultBuffer:
         self.forget(result.fragment_id)
         self._kept[result.fragment_id] = result
         self.used_bytes += weight
+        self._keep_to_budget()
+
+    def replace(self, result: FragmentProcessed) -> None:
+        """Keep `result` where an older one of its fragment is kept, and in the older one's place."""
+        self.used_bytes += weight_bytes(result) - weight_bytes(self._kept[result.fragment_id])
+        self._kept[result.fragment_id] = result
+        self._keep_to_budget()
+
+    def _keep_to_budget(self) -> None:
         while self.used_bytes > self.budget_bytes:
             self.forget(next(iter(self._kept)))
 

@@ -307,8 +307,17 @@ async def test_a_kept_result_that_cannot_be_written_is_a_failure_for_who_comes_b
         assert numbers(back) == [0, 1, 2]
         assert [result["status"] for result in results] == ["success", "failed", "success"]
         assert results[1]["error"]["code"] == ErrorCode.INTERNAL_ERROR
+        assert results[1].keys() == results[0].keys() - {"dubbed_audio", "transcript", "translated_text"} | {"error"}
+        assert results[1]["metadata"].keys() == results[0]["metadata"].keys()
         await send(back, 3)
         await back.wait_for("fragment:processed", 4)
+        back.disconnect()
+        again = server.worker("again")  # the failure is now its result, in its place, as long as nobody has it
+        await again.say("stream:init", stream_init(resume={"session_id": session_id}))
+        assert (await again.wait_for("fragment:processed", 4))[1] == results[1]
+        assert numbers(again) == [0, 1, 2, 3]
+        await send(again, 1)
+        assert (await again.wait_for("fragment:processed", 5))[-1]["status"] == "success"
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,14 @@ def test_the_account_is_exact_and_within_the_budget(budget: int, steps: list[tup
         else:
             buffer.keep(result(number, size))
         assert buffer.used_bytes == sum(map(weight_bytes, buffer.unacknowledged())) <= budget
+
+
+def test_what_replaces_a_result_stands_in_its_place_and_is_weighed() -> None:
+    buffer = ResultBuffer(3 * (OVERHEAD_BYTES + 100))
+    for number in range(3):
+        buffer.keep(result(number, 100))
+    buffer.replace(result(1))
+    assert numbers(buffer) == [0, 1, 2]
+    assert buffer.used_bytes == sum(map(weight_bytes, buffer.unacknowledged()))
+    buffer.replace(result(1, 101))
+    assert numbers(buffer) == [1, 2]
