@@ -17,6 +17,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..engines.base import (
+    AsrEngine,
     AsrRequest,
     EngineFailure,
     Instance,
@@ -25,7 +26,9 @@ from ..engines.base import (
     SpeechRequest,
     Transcript,
     Translation,
+    TranslationEngine,
     TranslationRequest,
+    TtsEngine,
     Voice,
 )
 from ..engines.suite import Models
@@ -175,9 +178,9 @@ def tone(seconds: float) -> Speech:
 
 
 def scripted_models(
-    asr: ScriptedAsr | None = None,
-    translation: ScriptedTranslation | None = None,
-    tts: ScriptedTts | None = None,
+    asr: AsrEngine | None = None,
+    translation: TranslationEngine | None = None,
+    tts: TtsEngine | None = None,
 ) -> Models:
-    """Three engines that answer at once, or those given."""
+    """Three engines that answer at once, or those given: scripted in another way, or somebody's own."""
     return Models(asr or ScriptedAsr(), translation or ScriptedTranslation(), tts or ScriptedTts())

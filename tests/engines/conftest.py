@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import soundfile
 
 from sts_trio.engines.base import ASR_SAMPLE_RATE_HZ, Samples
+
+LIBRARIES = {"tts": ("torch", "TTS")}
+"""Of the extras that can be left out."""
 
 
 def need(present: object, remedy: str) -> None:
@@ -27,6 +31,9 @@ def left_out(extra: str) -> None:
     """Skip the module that calls it where `WITHOUT` names this extra; anywhere else its libraries must be there."""
     if extra in os.environ.get("WITHOUT", "").replace(",", " ").split():
         pytest.skip(f"left out by WITHOUT={extra}", allow_module_level=True)
+    if missing := [library for library in LIBRARIES[extra] if find_spec(library) is None]:
+        remedy = f"`make setup` installs what all tests need, `WITHOUT={extra} pytest` leaves these out"
+        pytest.fail(f"not installed: {', '.join(missing)}; {remedy}", pytrace=False)
 
 
 @pytest.fixture(scope="session")

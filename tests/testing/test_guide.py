@@ -36,7 +36,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
     done = subprocess.run([*command, "-p", "no:cacheprovider", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"^7 passed", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^8 passed", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_commands_exist() -> None:
