@@ -14,5 +14,5 @@ On virtual time, in one process:
 On real time, with real processes and sockets:
 
 * `serve`: a server process with `faulty` engines. `tones`: what these hear and speak. `process` starts a server,
-  `figures` says what it holds. `proxy`: a network that resets, stalls and slows.
+  `figures` says what it holds, `trend` whether that grows. `proxy`: a network that resets, stalls and slows.
 """
