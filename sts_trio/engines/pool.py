@@ -14,6 +14,8 @@ time as the engine can batch. The rules of giving up:
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import Final, Generic, TypeVar
 
@@ -54,6 +56,8 @@ class _Call:
     scope: trio.CancelScope
     waiting: int
     ended: trio.Event = field(factory=trio.Event)
+    cancelled_at: float = math.inf
+    is_hung: bool = False
 
 
 @define(eq=False)
@@ -80,7 +84,8 @@ class Pool(Generic[Req, Res]):
     Attributes:
         hung_slots: how many slots are held by a call that was cancelled and does not end.
         open_slots: how many slots have begun and not ended: an instance is loaded, called or released.
-        lost: set when an instance raises `EngineLost`, which `run` does not before its last call has ended.
+        lost: set when an instance cannot be loaded, or raises `EngineLost`: `run` raises that no sooner than its last
+            slot has ended, and one may hang.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class Pool(Generic[Req, Res]):
         metrics.pool_hung_slots.labels(label).set_function(lambda: self.hung_slots)
         self._queue: FairQueue[_Ticket[Req, Res]] = FairQueue()
         self._idle_slots = trio.lowlevel.ParkingLot()
-        self._cancelled_calls: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None  # of the slots, and of the watch over each call that was cancelled
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the instances side by side, report when all are warm, serve until cancelled.
@@ -119,11 +124,10 @@ class Pool(Generic[Req, Res]):
             EngineUnavailable: an instance cannot be loaded.
             EngineLost: the server cannot go on; see `lost`.
         """
-        async with trio.open_nursery() as slots:
-            self._cancelled_calls = slots
+        async with trio.open_nursery() as self._nursery:
             async with trio.open_nursery() as loading:
                 for _ in range(self.slots):
-                    loading.start_soon(slots.start, self._slot)
+                    loading.start_soon(self._nursery.start, self._slot)
             task_status.started()
 
     async def submit(self, request: Req, *, stream: str) -> Res:
@@ -166,8 +170,8 @@ class Pool(Generic[Req, Res]):
             self._abandoned_calls.inc()
             ticket.call.scope.cancel()
             if not ticket.call.ended.is_set():
-                assert self._cancelled_calls is not None
-                self._cancelled_calls.start_soon(self._watch, ticket.call)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._watch, ticket.call)
 
     # ---------------------------------------------------------------- calls that do not end
 
@@ -179,24 +183,30 @@ class Pool(Generic[Req, Res]):
         return EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, f"{self.label}: every slot hangs in a call")
 
     async def _watch(self, call: _Call) -> None:
-        """Tell of a cancelled call that does not end, until it does."""
-        cancelled_at = trio.current_time()
+        """Tell of a cancelled call that does not end. That it has ended after all is told by who called."""
+        call.cancelled_at = trio.current_time()
         with trio.move_on_after(HUNG_AFTER_S):
             await call.ended.wait()
         if call.ended.is_set():
             return
+        call.is_hung = True
         self.hung_slots += 1
         self._hung_calls.inc()
-        told = {"pool": self.label, "engine": self._engine.name}
-        log.error("slot_hung", **told, after_s=HUNG_AFTER_S, hung=self.hung_slots, slots=self.slots)
+        self._tell(logging.ERROR, "slot_hung", HUNG_AFTER_S)
         while self._is_dead and self._queue:  # its wait would be in vain
             ticket = self._queue.pop()
             ticket.outcome = self._dead()
             ticket.settled.set()
-        await call.ended.wait()
-        self.hung_slots -= 1
-        hung_s = round(trio.current_time() - cancelled_at, 1)
-        log.warning("slot_recovered", **told, after_s=hung_s, hung=self.hung_slots, slots=self.slots)
+
+    def _end(self, call: _Call) -> None:
+        call.ended.set()
+        if call.is_hung:
+            self.hung_slots -= 1
+            self._tell(logging.WARNING, "slot_recovered", round(trio.current_time() - call.cancelled_at, 1))
+
+    def _tell(self, level: int, event: str, after_s: float) -> None:
+        told = {"pool": self.label, "engine": self._engine.name, "hung": self.hung_slots, "slots": self.slots}
+        log.log(level, event, after_s=after_s, **told)
 
     # ---------------------------------------------------------------- slots
 
@@ -210,8 +220,20 @@ class Pool(Generic[Req, Res]):
                     with self._busy_slots.track_inprogress():
                         await self._answer(instance, batch)
                     del batch  # a minute of audio can be large, and the next request be long in coming
+        except Exception as error:  # what no request is to blame for
+            self._lose(error)
+            raise
         finally:
             self.open_slots -= 1
+
+    def _lose(self, error: Exception) -> None:
+        """The pool cannot go on: the first reason is told at once, since who hangs may keep `run` from raising it."""
+        if self.lost.is_set():
+            return
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        log.critical("engine_lost", pool=self.label, engine=self._engine.name, reason=str(error))
+        self.lost.set()
 
     async def _next_batch(self) -> list[_Ticket[Req, Res]]:
         while not self._queue:
@@ -243,8 +265,7 @@ class Pool(Generic[Req, Res]):
         except EngineFailure as failure:
             outcomes = [failure] * len(batch)
         except EngineLost as lost:
-            log.critical("engine_lost", pool=self.label, engine=self._engine.name, reason=str(lost))
-            self.lost.set()
+            self._lose(lost)
             raise
         except Exception as error:
             # A defect of an engine or its library costs this batch, not the slot and everybody behind it.
@@ -252,7 +273,7 @@ class Pool(Generic[Req, Res]):
             if call.waiting == 0:
                 log.exception("engine_defect", pool=self.label, engine=self._engine.name)
         finally:
-            call.ended.set()
+            self._end(call)
         if not outcomes:
             return  # cancelled: nobody waits for any of it
         for ticket, outcome in zip(batch, outcomes, strict=True):

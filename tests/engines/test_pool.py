@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from protocol.errors import ErrorCode
-from sts_trio.engines.base import EngineFailure, EngineLost
+from sts_trio.engines.base import EngineFailure, EngineLost, EngineUnavailable, Instance
 from sts_trio.engines.pool import HUNG_AFTER_S, EngineDefect, Pool
 from sts_trio.observe.metrics import Metrics
-from sts_trio.offload import thread_offload
+from sts_trio.offload import Offload, thread_offload
 from sts_trio.testing.engines import HANG, ScriptedEngine, Step, inline_offload
 
 Echo = ScriptedEngine[str, str]
@@ -251,6 +251,56 @@ async def test_where_every_slot_hangs_nobody_waits_in_vain(autojump_clock: trio.
         assert refused_at == [2 + HUNG_AFTER_S, 10]
         await trio.sleep_until(60.1)
         assert await pool.submit("next", stream="t") == "next"
+
+
+async def test_a_slot_hangs_until_its_call_has_ended_whether_or_not_the_pool_is_ending(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    engine = Deaf("deaf", lambda request: Step(request, 60))
+    pool = Pool("test", engine, slots=1, max_waiting=9, offload=inline_offload, metrics=Metrics())
+    with structlog.testing.capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            await leave_at(pool, "hang", 1)
+            await trio.sleep_until(10)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.sleep_until(59)
+            assert pool.hung_slots == 1
+        assert pool.hung_slots == 0
+    assert [line["event"] for line in lines] == ["slot_hung", "slot_recovered"]
+
+
+async def test_an_instance_that_cannot_be_loaded_is_told_at_once_although_another_hangs_in_loading(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Unavailable(ScriptedEngine[str, str]):
+        @asynccontextmanager
+        async def open(self, offload: Offload) -> AsyncIterator[Instance[str, str]]:
+            self.open_instances += 1
+            if self.open_instances == 1:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(60)
+                await trio.sleep_forever()
+            async with trio.open_nursery():
+                raise EngineUnavailable("no model: install it")
+            yield  # type: ignore[unreachable]
+
+    engine: Echo = Unavailable("unavailable", lambda request: Step(request))
+    pool = Pool("test", engine, slots=2, max_waiting=9, offload=inline_offload, metrics=Metrics())
+    lost_at: list[float] = []
+
+    async def watch() -> None:
+        await pool.lost.wait()
+        lost_at.append(trio.current_time())
+
+    expected = pytest.RaisesGroup(EngineUnavailable, flatten_subgroups=True)
+    with structlog.testing.capture_logs() as lines, expected:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            nursery.start_soon(pool.run)
+    assert (lost_at, trio.current_time()) == ([0], 60)
+    assert [(line["event"], line["reason"]) for line in lines] == [("engine_lost", "no model: install it")]
 
 
 async def test_a_pool_ends_when_the_last_of_its_calls_has_and_knows_which_slots_have_not(
