@@ -251,7 +251,7 @@ class StreamSession:
                 ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{self.in_flight} fragments are in flight: send it again later"
             )
         if not self._memory.admits(data, self._fallback.longest_ms):
-            held = f"{self.in_flight} fragments in flight may take {self.held_bytes} bytes of memory"
+            held = f"{self.in_flight} fragments in flight may take {self.held_bytes} bytes (STREAM_BUFFER_BYTES)"
             raise PayloadError(ErrorCode.BACKPRESSURE_EXCEEDED, "", f"{held}: send it again later")
         turn = self._delivery.admit(data.fragment_id, data.sequence_number)
         fragment = Fragment(data, turn, accepted_at=trio.current_time())
