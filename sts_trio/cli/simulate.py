@@ -81,7 +81,8 @@ def _run_one(seed: int, streams: int | None, hours: float | None, trace: bool) -
             click.echo(line)
         for line in outcome.trace.lines():
             click.echo(line, nl=False)
-    click.echo(f"seed {seed}: {outcome.virtual_s:.0f} s of virtual time, {len(outcome.trace)} events")
+    verdict = f"{len(outcome.violations) or 'no'} violations"
+    click.echo(f"seed {seed}: {outcome.virtual_s:.0f} s of virtual time, {len(outcome.trace)} events, {verdict}")
     for violation in outcome.violations:
         click.echo(f"  VIOLATED  {violation}")
     return 1 if outcome.violations else 0

@@ -15,64 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-import pybase64
 from attrs import define, field, frozen
 
 from protocol.errors import ErrorCode
 
-TIMEOUT_GRACE_S: Final = 0.1
-"""After a fragment's deadline, for its fallback audio."""
-
-ROUNDING_MS: Final = 1
+from .terms import Terms
 
 RESULT_OVERHEAD_BYTES: Final = 8_192
 """More than a kept result weighs beside its audio."""
 
 _LEVELS: Final = {"medium": "slow_down", "high": "pause", "low": "none"}
-
-
-@frozen
-class Terms:
-    """What was agreed when the session began, and what its server is configured to.
-
-    Attributes:
-        critical: fragments in flight from which on the next is refused.
-        gap_timeout_s: how long results wait for a missing number.
-        kept_bytes: the server's budget for unacknowledged results.
-        slot_ms, sample_rate_hz, channels: of the audio, which is PCM.
-        slack_s: what the network may add to the time that anything takes.
-    """
-
-    max_inflight: int
-    timeout_s: float
-    critical: int
-    gap_timeout_s: float
-    kept_bytes: int
-    slot_ms: int
-    sample_rate_hz: int = 8_000
-    channels: int = 1
-    slack_s: float = 0.0
-
-    @property
-    def slot_bytes(self) -> int:
-        """Of a dubbed fragment, exactly (contract, "Duration")."""
-        return round(self.slot_ms * self.sample_rate_hz / 1000) * 2 * self.channels
-
-    @property
-    def longest_s(self) -> float:
-        """From an acknowledgement to the result's leaving, at the most: the queue before it, its own turn, a gap.
-
-        Results that wait for a number hold no token, so the queue goes on meanwhile.
-        """
-        return self.queue_rounds * (self.timeout_s + TIMEOUT_GRACE_S) + self.gap_timeout_s + self.slack_s
-
-    @property
-    def queue_rounds(self) -> int:
-        """How many fragments one after the other a fragment waits for at the most, itself included."""
-        return math.ceil(self.critical / self.max_inflight) + 1
 
 
 @frozen
@@ -97,6 +53,7 @@ class _Entry:
     """
 
     number: int
+    metadata: Mapping[str, Any] = field(factory=dict)
     unanswered: list[_Saying] = field(factory=list)
     lost: list[_Saying] = field(factory=list)
     owed: bool = False
@@ -110,9 +67,15 @@ class _Entry:
     may_retry: bool = True
     late: bool = False
     may_be_late: bool = False  # it was refused, has failed, or may have: what comes next may come out of order
+    was_acknowledged: bool = False  # its last result, whether the server knows it or not
     told: bool = False  # we have acknowledged its last result, and the server must know
     saying: list[int] = field(factory=list)  # acknowledgements that may not have arrived
     excused: bool = False  # what was asked of it may be answered by a result that comes again after a resume
+
+    @property
+    def is_being_retried(self) -> bool:
+        """Whether another result may take the place of the last."""
+        return self.owed or self.maybe > 0 or bool(self.unanswered)
 
 
 @define
@@ -136,6 +99,7 @@ class Ledger:
     _said: int = 0
     _level: str = "low"
     _level_may_repeat: bool = False
+    _due: str | None = None  # the level that must be told before anything else
     _last_number: int = -1
     _highest_sent: int = -1
     _given_up: set[int] = field(factory=set)
@@ -146,26 +110,31 @@ class Ledger:
     _has_accepted: bool = False
     _losses: int = 0  # of connections
     _replay: dict[str, None] = field(factory=dict)
+    _must_come_again: set[str] = field(factory=set)  # of these, those of which the server cannot know that they came
     _replayed_bytes: int = 0
     first_results: int = 0
     statuses: dict[str, int] = field(factory=dict)
 
     # ------------------------------------------------------------------------------------ what the worker says
 
-    def sends(self, fragment_id: str, number: int, *, valid: bool = True) -> None:
-        """A ``fragment:data`` leaves; `valid`: its fields are right."""
+    def sends(
+        self, fragment_id: str, number: int, *, valid: bool = True, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """A ``fragment:data`` leaves; `valid`: its fields are right. Sent again, it has the same metadata."""
         self._said += 1
         entry = self._entries.get(fragment_id)
         if entry is None:
-            entry = self._entries[fragment_id] = _Entry(number)
+            entry = self._entries[fragment_id] = _Entry(number, metadata or {})
             self._by_number.setdefault(number, set()).add(fragment_id)
         entry.unanswered.append(_Saying(self._said, valid))
+        self._must_come_again.discard(fragment_id)
         self._highest_sent = max(self._highest_sent, number)
 
     def acknowledges(self, fragment_id: str) -> None:
         """A ``fragment:ack`` of a result leaves."""
         self._said += 1
         self._entries[fragment_id].saying.append(self._said)
+        self._entries[fragment_id].was_acknowledged = True
 
     def pauses(self) -> None:
         """``stream:pause`` leaves."""
@@ -188,7 +157,8 @@ class Ledger:
     def loses_connection(self) -> None:
         """Its connection is lost, and with it whatever was on its way."""
         self._paused_at = math.inf
-        self._told_until = None
+        self._due = self._told_until = None
+        self._must_come_again.clear()
         self._losses += 1
         for entry in self._entries.values():
             entry.may_be_late = entry.may_be_late or entry.owed or bool(entry.unanswered)
@@ -196,6 +166,17 @@ class Ledger:
                 entry.maybe += sum(saying.valid for saying in entry.unanswered)
                 entry.lost, entry.unanswered = entry.lost + entry.unanswered, []
             entry.saying.clear()
+
+    def asks_to_resume(self, next_number: int | None) -> None:
+        """A resume leaves: what is below `next_number` counts as acknowledged, if it arrives."""
+        for entry in self._before(next_number):
+            entry.was_acknowledged = True
+
+    def _before(self, next_number: int | None) -> list[_Entry]:
+        entries = self._entries.values()
+        return (
+            [] if next_number is None else [e for e in entries if e.results and e.number < next_number and not e.late]
+        )
 
     def resumes(self, next_number: int | None, now: float) -> None:
         """``stream:ready`` of a resume was heard: unacknowledged results are sent again from here on."""
@@ -205,10 +186,13 @@ class Ledger:
         for entry in self._entries.values():
             entry.lost.clear()
             entry.excused = entry.owed or entry.maybe > 0 or bool(entry.results)
-        self._replay = {
-            fragment_id: None
-            for fragment_id, entry in self._entries.items()
-            if entry.results and not entry.told and (next_number is None or entry.number >= next_number or entry.late)
+        for entry in self._before(next_number):
+            entry.told = True
+        self._replay = {name: None for name, entry in self._entries.items() if entry.results and not entry.told}
+        self._must_come_again = {
+            fragment_id
+            for fragment_id in self._replay
+            if not (self._entries[fragment_id].was_acknowledged or self._entries[fragment_id].is_being_retried)
         }
 
     def recovers(self, now: float) -> None:
@@ -224,9 +208,18 @@ class Ledger:
         """Anything but ``stream:ready``."""
         if self.completed and event != "error":
             self._violated(f"{event} after stream:complete")
+        if self._due is not None and event != "backpressure":
+            self._violated(f"backpressure {self._due} was due before {event}")
+        self._due = None
+        try:
+            self._hear(event, payload, now)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            self._violated(f"{event} cannot be read: {error!r}: {payload}")
+
+    def _hear(self, event: str, payload: dict[str, Any], now: float) -> None:
         match event:
             case "fragment:ack":
-                self._on_acknowledgement(payload["fragment_id"], now)
+                self._on_acknowledgement(payload, now)
             case "fragment:processed":
                 self._on_result(payload, now)
             case "error":
@@ -238,8 +231,11 @@ class Ledger:
             case _:
                 self._violated(f"unknown event {event}")
 
-    def _on_acknowledgement(self, fragment_id: str, now: float) -> None:
+    def _on_acknowledgement(self, payload: dict[str, Any], now: float) -> None:
         """The answer to a fragment: in flight from now on, or still in flight ("Order, retries, resume")."""
+        fragment_id, place = payload["fragment_id"], payload["queue_position"]
+        if place < 0 or payload["status"] != ("queued" if place else "processing"):
+            self._violated(f"{fragment_id} is {payload['status']} at {place}")
         entry = self._entries.get(fragment_id)
         if entry is None or not entry.unanswered:
             self._violated(f"{fragment_id} was acknowledged, and nobody had sent it")
@@ -262,6 +258,7 @@ class Ledger:
         entry.acknowledged_at, entry.accepted_after = now, self._losses
         if not self._losses and len(self.owes) > self.terms.critical:
             self._violated(f"{len(self.owes)} are in flight")
+        self._watch_level()
 
     def _on_result(self, payload: dict[str, Any], now: float) -> None:
         """Exactly one for each accepted fragment, after its acknowledgement, in order ("Order, retries, resume")."""
@@ -274,6 +271,7 @@ class Ledger:
         is_known = bool(entry.results) and entry.results[-1] == digest
         if is_known and fragment_id in self._replay:
             del self._replay[fragment_id]
+            self._must_come_again.discard(fragment_id)
             entry.doubtful = entry.owed  # a retry may have failed in just the same way
             self._replayed_bytes += self.terms.slot_bytes
             if self._replayed_bytes > self.terms.kept_bytes:
@@ -302,7 +300,7 @@ class Ledger:
             entry.owed, entry.maybe = False, 0
         entry.refused = False
         entry.results.append(digest)
-        entry.told = False
+        entry.told = entry.was_acknowledged = False
         entry.saying.clear()
         entry.late = bool(payload["metadata"].get("late"))
         error = payload.get("error")
@@ -318,7 +316,8 @@ class Ledger:
             self._last_number = entry.number
         elif not entry.may_be_late:
             self._violated(f"{fragment_id} is late, and was neither refused nor had it failed")
-        self._check_result(payload)
+        self._watch_level()
+        self.violations += self.terms.faults(payload, entry.number, entry.metadata, draining=self.draining)
 
     def _check_no_number_is_missing(self, entry: _Entry) -> None:
         """What is passed over was refused, or given up as a gap, which is said ("Order, retries, resume")."""
@@ -328,31 +327,6 @@ class Ledger:
                 self._violated(f"the result of {entry.number} came, and nothing was said of {sorted(missing)}")
         if self._told_until is not None or entry.accepted_after == self._losses:
             self._told_until = entry.number
-
-    def _check_result(self, payload: dict[str, Any]) -> None:
-        """What a result has in it: "Server to worker", "Errors", "Duration"."""
-        name, error = payload["fragment_id"], payload.get("error")
-        if payload["sequence_number"] != self._entries[name].number:
-            self._violated(f"{name} has the number {payload['sequence_number']}")
-        if (payload["status"] == "failed") != (error is not None):
-            self._violated(f"{name} is {payload['status']} with the error {error}")
-        most_ms = (self.terms.timeout_s + TIMEOUT_GRACE_S) * 1000 + ROUNDING_MS
-        if (spent_ms := sum(payload["stage_timings"].values())) > most_ms:
-            self._violated(f"{name} was {spent_ms} ms in its stages")
-        if payload["processing_time_ms"] > self.terms.queue_rounds * most_ms:
-            self._violated(f"{name} took {payload['processing_time_ms']} ms")
-        if error is not None and error["code"] == ErrorCode.TIMEOUT and not error["stage"]:
-            self._violated(f"{name}: TIMEOUT of no stage")
-        if error is not None and error["retryable"] != ErrorCode(error["code"]).retryable:
-            self._violated(f"{name}: {error['code']} with retryable {error['retryable']}")
-        audio = payload.get("dubbed_audio")
-        if audio is None:
-            if error is None or error["code"] != ErrorCode.TEMPORARY_UNAVAILABLE or not self.draining:
-                self._violated(f"{name} has no audio: {error}")
-        elif len(sound := _sound(audio)) != self.terms.slot_bytes:
-            self._violated(f"{name} does not fill its slot: {len(sound)} bytes")
-        elif payload["status"] == "success" and payload["translated_text"] and not any(sound):
-            self._violated(f"{name} is silent, and should say {payload['translated_text']!r}")
 
     def _on_error(self, payload: dict[str, Any], now: float) -> None:
         code = ErrorCode(payload["code"])
@@ -377,7 +351,7 @@ class Ledger:
         in_flight = sum(1 for other in self._entries.values() if other.owed or other.maybe)
         unjust = {
             ErrorCode.INVALID_FRAGMENT: saying.valid and not entry.excused,
-            ErrorCode.BACKPRESSURE_EXCEEDED: in_flight < self.terms.critical,
+            ErrorCode.BACKPRESSURE_EXCEEDED: in_flight < (1 if self.terms.buffer_may_be_full else self.terms.critical),
             ErrorCode.STREAM_PAUSED: not self._may_be_paused,
             ErrorCode.STREAM_NOT_FOUND: not self.ended and not self.draining,
             ErrorCode.TEMPORARY_UNAVAILABLE: not self.draining,
@@ -422,11 +396,28 @@ class Ledger:
         fits = {
             "high": in_flight >= most if self._level_may_repeat else in_flight > 2 * most,
             "medium": in_flight >= most if self._level_may_repeat else most < in_flight,
-            "low": in_flight < most,
-        }[severity]
+            "low": in_flight <= most if self._level_may_repeat else in_flight < most,
+        }.get(severity, False)
         if not fits or in_flight > self.terms.critical:
             self._violated(f"backpressure {severity} with {in_flight} in flight")
         self._level, self._level_may_repeat = severity, False
+
+    def _watch_level(self) -> None:
+        """How many are in flight has changed: where that is known, so is what must be told next."""
+        entries = self._entries.values()
+        if any(
+            entry.maybe or entry.doubtful or (entry.owed and entry.accepted_after < self._losses) for entry in entries
+        ):
+            return
+        in_flight, most = len(self.owes), self.terms.max_inflight
+        due = self._level
+        if in_flight > 2 * most:
+            due = "high"
+        elif in_flight > most and self._level == "low":
+            due = "medium"
+        elif in_flight < most:
+            due = "low"
+        self._due = due if due != self._level else None
 
     def _on_complete(self, payload: dict[str, Any]) -> None:
         """It comes when everything has its result, and counts first results ("Server to worker")."""
@@ -456,9 +447,12 @@ class Ledger:
 
     def check_nothing_owed(self) -> None:
         """To be called when everything should have come, over a connection that stands."""
-        if self._keeps_all:
+        if self._keeps_all or not self._losses:
             for fragment_id in self.owes:
                 self._violated(f"{fragment_id} was accepted and has no result")
+        if self._keeps_all:
+            for fragment_id in self._must_come_again:
+                self._violated(f"{fragment_id} was never acknowledged, and its result did not come again")
         for fragment_id, entry in self._entries.items():
             # A draining server completes the stream while a fragment is still on its way to it.
             if entry.unanswered and not (entry.excused or self.draining):
@@ -489,11 +483,3 @@ class Ledger:
 
     def _violated(self, rule: str) -> None:
         self.violations.append(rule)
-
-
-def _sound(audio: dict[str, Any]) -> bytes:
-    """Audio as it was sent: text or an attachment."""
-    if "data" in audio:
-        attached: bytes = audio["data"]
-        return attached
-    return pybase64.b64decode(audio["data_base64"], validate=True)

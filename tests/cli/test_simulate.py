@@ -88,7 +88,7 @@ def run(*arguments: str) -> Result:
 def test_one_seed_is_told_in_a_line() -> None:
     result = run("--seed", str(SHORT))
     assert result.exit_code == 0
-    assert re.fullmatch(rf"seed {SHORT}: \d+ s of virtual time, \d+ events\n", result.output)
+    assert re.fullmatch(rf"seed {SHORT}: \d+ s of virtual time, \d+ events, no violations\n", result.output)
 
 
 @pytest.mark.slow

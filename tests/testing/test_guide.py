@@ -15,12 +15,14 @@ from sts_trio.cli.simulate import simulate
 from sts_trio.testing import virtual
 from sts_trio.testing.ledger import Ledger
 from sts_trio.testing.simulation import actor, processes, run, trace
+from sts_trio.testing.terms import Terms
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "testing.md").read_text()
 EXAMPLES = dict(re.findall(r"^```python (test_\w+\.py)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
 HOMES = {
     "Ledger": Ledger,
+    "Terms": Terms,
     "Actor": actor.Actor,
     "_World": run._World,
     "Trace": trace.Trace,

@@ -27,20 +27,27 @@ TERMS: Final = Terms(max_inflight=2, timeout_s=4.0, critical=6, gap_timeout_s=2.
 LONGEST_S: Final = 4 * 4.1 + 2.0
 """Three rounds of two before it, its own, and a gap."""
 
-SILENCE: Final = pybase64.b64encode_as_string(bytes(TERMS.slot_bytes))
+
+def sound(**changes: Any) -> dict[str, Any]:
+    """The audio of a result as it should be."""
+    kind = {"format": "pcm_s16le", "sample_rate_hz": 8_000, "channels": 1, "duration_ms": TERMS.slot_ms}
+    carried = {} if "data" in changes else {"data_base64": pybase64.b64encode_as_string(b"\x10\x00" * 800)}
+    return kind | carried | changes
+
+
+SILENCE: Final = sound(data_base64=pybase64.b64encode_as_string(bytes(TERMS.slot_bytes)))
 
 ACTIONS: Final = {"low": "none", "medium": "slow_down", "high": "pause"}
 
 
 def result(fragment_id: str, number: int, **changes: Any) -> dict[str, Any]:
     """A ``fragment:processed`` as it should be."""
-    audio = pybase64.b64encode_as_string(b"\x10\x00" * (TERMS.slot_bytes // 2))
     return {
         "fragment_id": fragment_id,
         "stream_id": "s",
         "sequence_number": number,
         "status": "success",
-        "dubbed_audio": {"format": "pcm_s16le", "data_base64": audio},
+        "dubbed_audio": sound(),
         "transcript": "hello",
         "translated_text": "hola",
         "processing_time_ms": 1_000,
@@ -97,7 +104,7 @@ class Talk:
     # what it hears
 
     def do_ack(self, name: str) -> None:
-        self.hears("fragment:ack", fragment_id=name, status="queued")
+        self.hears("fragment:ack", fragment_id=name, status="queued", queue_position=1)
 
     def do_result(self, name: str, *words: str) -> None:
         payload = result(name, self.numbers.get(name, 0), metadata={"late": True} if "late" in words else {})
@@ -167,7 +174,8 @@ RIGHT: Final = {
     # Order.
     "results come in order": "send 0; send 1; ack 0; ack 1; result 0; result 1",
     "the first fragment sets the start": "send 7; ack 7; result 7; send 8; ack 8; result 8",
-    "a fragment may overtake another": "send 1; send 3; ack 1; ack 3; send 2; ack 2; result 1; result 2; result 3",
+    "a fragment may overtake another": "send 1; send 3; ack 1; ack 3; send 2; ack 2; medium 3; "
+    "result 1; result 2; low 1; result 3",
     "a number that nobody sent is given up": "send 0; ack 0; result 0; send 2; ack 2; wait 2; gap 1; result 2",
     "what was given up is refused": "send 0; send 2; ack 0; ack 2; result 0; wait 2; gap 1; result 2; send 1; "
     "refuse 1 INVALID_SEQUENCE",
@@ -191,7 +199,7 @@ RIGHT: Final = {
     "the next may come before the server has gone on": "pause; go on; send 0; ack 0; result 0",
     "the levels of the load": "medium 3; high 5; low 1; medium 3; low 1; high 5",
     "a fragment over the critical threshold is refused": "send 0; send 1; send 2; send 3; send 4; send 5; send 6; "
-    "ack 0; ack 1; ack 2; ack 3; ack 4; ack 5; refuse 6 BACKPRESSURE_EXCEEDED",
+    "ack 0; ack 1; ack 2; medium 3; ack 3; ack 4; high 5; ack 5; refuse 6 BACKPRESSURE_EXCEEDED",
     # A connection is lost.
     "what was lost needs no answer": "send 0; lose; resume; end; complete",
     "what was lost may have arrived": "send 0; lose; resume; result 0; end; complete",
@@ -294,8 +302,13 @@ WRONG: Final = {
     "an all-clear too early": ("medium 3; low 2", "backpressure low with 2 in flight"),
     "more than may be in flight": ("high 7", "backpressure high with 7 in flight"),
     "more are taken than may be in flight": (
-        "send 0; send 1; send 2; send 3; send 4; send 5; send 6; ack 0; ack 1; ack 2; ack 3; ack 4; ack 5; ack 6",
+        "send 0; send 1; send 2; send 3; send 4; send 5; send 6; ack 0; ack 1; ack 2; medium 3; ack 3; ack 4; high 5; "
+        "ack 5; ack 6",
         "7 are in flight",
+    ),
+    "a change of the load is not told": (
+        "send 0; send 1; send 2; ack 0; ack 1; ack 2; result 0",
+        "medium was due before fragment:processed",
     ),
     # A connection is lost.
     "a result comes again that must be known": (
@@ -305,6 +318,10 @@ WRONG: Final = {
     "a result comes again that was not asked for": (
         "send 0; send 1; ack 0; ack 1; result 0; result 1; lose; resume from 1; result 0",
         "the result of 0 came a second time",
+    ),
+    "a result that was not acknowledged does not come again": (
+        "send 0; ack 0; result 0; lose; resume; end; complete",
+        "did not come again",
     ),
     "a result comes again twice": ("send 0; ack 0; result 0; lose; resume; result 0; result 0", "came a second time"),
     "a result comes again without a loss": ("send 0; ack 0; result 0; send 1; ack 1; result 0", "came a second time"),
@@ -338,11 +355,16 @@ def test_what_the_contract_does_not_allow(conversation: str, violation: str) -> 
         ({"stage_timings": {"asr_ms": 4_000, "tts_ms": 102}}, "0 was 4102 ms in its stages"),
         ({"processing_time_ms": 4 * 4_101 + 1}, "0 took 16405 ms"),
         ({"dubbed_audio": None}, "0 has no audio"),
+        ({"stream_id": "t"}, "0 is of the stream t"),
+        ({"status": "bogus"}, "0 is bogus"),
+        ({"processing_time_ms": -1}, "0 took -1 ms"),
+        ({"dubbed_audio": sound(sample_rate_hz=44_100)}, "0 has audio of another kind"),
+        ({"stage_timings": None}, "cannot be read"),
         (failure("TEMPORARY_UNAVAILABLE") | {"dubbed_audio": None}, "0 has no audio"),
-        ({"dubbed_audio": {"data_base64": "EAAQ"}}, "0 does not fill its slot: 3 bytes"),
-        ({"dubbed_audio": {"data": b"\1" * 1_602}}, "0 does not fill its slot: 1602 bytes"),
+        ({"dubbed_audio": sound(data_base64="EAAQ")}, "0 does not fill its slot: 3 bytes"),
+        ({"dubbed_audio": sound(data=b"\1" * 1_602)}, "0 does not fill its slot: 1602 bytes"),
         ({"sequence_number": 1}, "0 has the number 1"),
-        ({"dubbed_audio": {"data_base64": SILENCE}}, "0 is silent, and should say 'hola'"),
+        ({"dubbed_audio": SILENCE}, "0 is silent, and has words"),
     ],
 )
 def test_a_result_that_is_not_as_it_should_be(changes: dict[str, Any], violation: str) -> None:
@@ -357,10 +379,10 @@ def test_a_result_that_is_not_as_it_should_be(changes: dict[str, Any], violation
     [
         {"stage_timings": {"asr_ms": 4_000, "tts_ms": 101}},
         {"processing_time_ms": 4 * 4_101},
-        {"translated_text": "", "dubbed_audio": {"data_base64": SILENCE}},
-        failure("TIMEOUT") | {"dubbed_audio": {"data_base64": SILENCE}},
+        {"translated_text": "", "dubbed_audio": SILENCE},
+        failure("TIMEOUT") | {"dubbed_audio": SILENCE},
         {"status": "partial"},
-        {"dubbed_audio": {"data": b"\1" * 1_600}},
+        {"dubbed_audio": sound(data=b"\1" * 1_600)},
     ],
     ids=[
         "as long as it may be",

@@ -11,10 +11,12 @@ import pybase64
 import trio
 from attrs import define, field
 
-from ..ledger import Ledger, Terms
+from ..ledger import Ledger
 from ..network import Network
 from ..payloads import fragment, stream_init
+from ..terms import Terms
 from ..worker import NotLetIn, WireWorker
+from .content import level_of, mistaken, pcm
 from .presence import ANSWER_S, Presence
 from .scenario import SLOT_MS, Scenario, WorkerPlan
 from .trace import Trace
@@ -123,6 +125,9 @@ class Actor:
         while await presence.attached():
             self._ledger.ends()
             presence.emit("stream:end", {"stream_id": plan.stream_id}, owed=len(self._ledger.owes))
+            if self._chance.random() < plan.manners.deserts:
+                self.counts["deserters"] += 1
+                return False
             await presence.until(lambda: presence.is_over)
         return True
 
@@ -168,23 +173,25 @@ class Actor:
 
     def _send(self, fragment_id: str, number: int) -> None:
         chance, manners = self._chance, self.plan.manners
-        body = fragment(number, self.plan.stream_id, SLOT_MS, fragment_id=fragment_id)
-        if self.plan.binary:
-            body["audio"] = body["audio"] | {"data": pybase64.b64decode(body["audio"].pop("data_base64"))}
+        metadata = {"pts_ns": number * 1_000_000_000}
+        body = fragment(number, self.plan.stream_id, SLOT_MS, fragment_id=fragment_id, metadata=metadata)
+        sound = pcm(level_of(fragment_id), SLOT_MS * body["audio"]["sample_rate_hz"] // 1000)
+        carried = {"data": sound} if self.plan.binary else {"data_base64": pybase64.b64encode_as_string(sound)}
+        body["audio"] = {name: value for name, value in body["audio"].items() if name != "data_base64"} | carried
         is_valid = chance.random() >= manners.malformed
         if not is_valid:
             body["timestamp"] = chance.choice(("soon", -1, None, [1]))
         elif chance.random() < manners.undecodable:
             body["audio"] = body["audio"] | {"format": "m4a"}
-        self._sent.append((fragment_id, number))
-        if not self._presence.is_lost:
-            self._ledger.sends(fragment_id, number, valid=is_valid)
-            self._presence.emit("fragment:data", body, fragment_id=fragment_id, valid=is_valid)
+        if self._presence.emit("fragment:data", body, fragment_id=fragment_id, valid=is_valid):
+            self._sent.append((fragment_id, number))
+            self._ledger.sends(fragment_id, number, valid=is_valid, metadata=metadata)
 
     async def _pause(self) -> None:
+        if not self._presence.emit("stream:pause", {"stream_id": self.plan.stream_id}):
+            return
         self.counts["pauses"] += 1
         self._ledger.pauses()
-        self._presence.emit("stream:pause", {"stream_id": self.plan.stream_id})
         self._send_something()
         await trio.sleep(self._chance.choice((0.0, 2.0)))
         if not self._presence.is_lost:
@@ -221,6 +228,8 @@ class Actor:
 
     def _hear(self, event: str, body: dict[str, Any]) -> None:
         manners = self.plan.manners
+        if event == "fragment:processed":
+            self.problems.extend(mistaken(body))
         if event == "fragment:processed" and self._chance.random() < manners.acknowledges:
             name = body["fragment_id"]
             if self._presence.emit("fragment:ack", {"fragment_id": name, "status": "applied"}, fragment_id=name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -21,7 +22,8 @@ from ...engines.base import (
     TranslationRequest,
 )
 from ...engines.suite import Models
-from ..engines import HANG, ScriptedAsr, ScriptedTranslation, ScriptedTts, Step, tone
+from ..engines import HANG, SPEECH_RATE_HZ, ScriptedAsr, ScriptedTranslation, ScriptedTts, Step
+from .content import heard, spoken
 from .scenario import SLOT_MS, EnginePlan, Scenario
 from .trace import ScriptedDefect, Trace
 
@@ -29,6 +31,9 @@ Req = TypeVar("Req")
 Res = TypeVar("Res")
 
 FAILURES: Final = (ErrorCode.TEMPORARY_UNAVAILABLE, ErrorCode.NETWORK_ERROR, ErrorCode.RATE_LIMIT_EXCEEDED)
+LENGTHS: Final = (0.3, 0.9, 1.1, 1.9, 3.0)
+"""Of what is spoken at its natural speed, in slots; the last is too long at any speed."""
+
 SAID: Final = ("", "hello", "hello world", "and now the weather")
 
 
@@ -37,13 +42,16 @@ def scenario_models(scenario: Scenario, trace: Trace, counts: Counter[str]) -> M
     chances = {name: random.Random(f"{scenario.seed} {name}") for name in ("asr", "translation", "tts")}
 
     def transcribe(request: AsrRequest) -> Transcript:
-        return Transcript(chances["asr"].choice(SAID))
+        words = chances["asr"].choice(SAID)
+        return Transcript(f"{heard(request.samples)} {words}" if words else "")
 
     def translate(request: TranslationRequest) -> Translation:
         return Translation(f"<{request.target_language}>{request.text}")
 
     def speak(request: SpeechRequest) -> Speech:
-        return tone(SLOT_MS / 1000 * chances["tts"].choice((0.3, 0.9, 1.1, 1.9, 3.0)) / request.rate)
+        # The same text is as long each time it is spoken, whatever the speed.
+        natural_s = SLOT_MS / 1000 * LENGTHS[zlib.crc32(request.text.encode()) % len(LENGTHS)]
+        return Speech(spoken(request.text, int(natural_s / request.rate * SPEECH_RATE_HZ)), SPEECH_RATE_HZ)
 
     def script(name: str, plan: EnginePlan, answer: Callable[[Req], Res]) -> Callable[[Req], Step[Res]]:
         chance = chances[name]
@@ -63,8 +71,9 @@ def scenario_models(scenario: Scenario, trace: Trace, counts: Counter[str]) -> M
                 drawn -= share
             if plan.outage[0] <= trio.current_time() < plan.outage[1]:
                 counts[f"{name} outages"] += 1
+                trace.add(name, "is down", after_s=delay_s)
                 return Step(EngineFailure(ErrorCode.TEMPORARY_UNAVAILABLE, "down"), delay_s)
-            trace.add(name, "answers", after_s=delay_s)
+            trace.add(name, "is called", answers_after_s=delay_s)
             return Step(answer(request), delay_s, plan.stubborn_s)
 
         return step

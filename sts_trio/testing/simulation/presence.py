@@ -18,9 +18,10 @@ from attrs import define, field
 from protocol.errors import ErrorCode
 
 from ...stream.flow import default_critical
-from ..ledger import Ledger, Terms
+from ..ledger import Ledger
 from ..network import Network
 from ..payloads import stream_init
+from ..terms import Terms
 from ..worker import NotLetIn, WireWorker
 from .scenario import SLOT_MS, Scenario, WorkerPlan
 from .trace import VIOLATED, Trace
@@ -28,6 +29,9 @@ from .trouble import Attachment, Troubles
 
 ANSWER_S: Final = 60.0
 """For an answer that comes at once, over the slowest line with everything before it."""
+
+ENOUGH_BYTES: Final = 2**22
+"""A buffer for all fragments that a stream may have in flight."""
 
 RETRY_S: Final = 1.0
 """Between two attempts to connect, or to open a stream."""
@@ -145,6 +149,8 @@ class Presence:
         question = self._question
         if not question.is_open:
             self.problems.append("stream:ready, and nobody had asked for it")
+        if body["stream_id"] != self.plan.stream_id or body["max_inflight"] != self.plan.max_inflight:
+            self.problems.append(f"stream:ready of something else: {body}")
         question.ready = True
         if question.resume:
             if body["session_id"] != self._session_id:
@@ -170,6 +176,8 @@ class Presence:
             gap_timeout_s=plan.timeout_s if gap_ms is None else gap_ms / 1000,
             kept_bytes=settings.result_buffer_bytes,
             slot_ms=SLOT_MS,
+            stream_id=plan.stream_id,
+            buffer_may_be_full=settings.stream_buffer_bytes < ENOUGH_BYTES,
             slack_s=0.1 + 4 * plan.quality.latency_s + 1_000_000 / plan.quality.bytes_per_s,
         )
 
@@ -241,6 +249,7 @@ class Presence:
             body["resume"] = {"session_id": self._session_id}
             if self.chance.random() < 0.5:
                 question.next_number = body["resume"]["next_sequence_number"] = self.ledger.next_number
+                self.ledger.asks_to_resume(question.next_number)
         self.emit("stream:init", body, **body.get("resume", {}))
         with trio.move_on_after(ANSWER_S):
             await self.until(lambda: self.is_lost or not question.is_open)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections import Counter
 from typing import Final
 
@@ -40,6 +41,8 @@ class Outcome:
 
 def simulate(scenario: Scenario) -> Outcome:
     """Run a scenario to its end. The same scenario has the same outcome, down to the last line of its trace."""
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("simulate() runs trio itself: call it from a test that is not async")
     world = _World(scenario)
     gc.collect()
     gc.freeze()  # what was there before is none of this run's business
@@ -61,7 +64,7 @@ def _run(world: _World) -> None:
 def _leaves(error: BaseException) -> list[str]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [f"{type(error).__name__}: {error}"]
+    return ["".join(traceback.format_exception(error)).rstrip()]
 
 
 @define(eq=False)

@@ -11,6 +11,7 @@ import random
 from typing import Final
 
 from attrs import asdict, evolve, field, frozen
+from attrs.validators import and_, deep_iterable, ge, gt, in_, le, min_len
 
 from ...config import Settings
 from ..network import Quality
@@ -20,6 +21,13 @@ SLOT_MS: Final = 200
 
 SECONDS_PER_FRAGMENT: Final = 6.0
 """The pace of a live worker."""
+
+KINDS: Final = ("cut", "kill", "stall", "half_open", "slow", "garbage")
+"""Of trouble."""
+
+
+def _chance() -> float:
+    return field(default=0.0, validator=and_(ge(0), le(1)))
 
 
 @frozen
@@ -34,13 +42,14 @@ class EnginePlan:
         hangs: never ends until it is cancelled.
         stubborn_s: ends only so long after it was cancelled, as a native call does that looks seldom.
         outage: between these times (seconds) every call fails.
+        max_batch: of the ASR; the others take one request at a time.
     """
 
-    delays_s: tuple[float, ...] = (0.1,)
-    failures: float = 0.0
-    exhaustions: float = 0.0
-    defects: float = 0.0
-    hangs: float = 0.0
+    delays_s: tuple[float, ...] = field(default=(0.1,), validator=min_len(1))
+    failures: float = _chance()
+    exhaustions: float = _chance()
+    defects: float = _chance()
+    hangs: float = _chance()
     stubborn_s: float = 0.0
     outage: tuple[float, float] = (math.inf, math.inf)
     max_batch: int = 1
@@ -65,21 +74,21 @@ class Manners:
         deserts: is gone without a word, and never comes back.
     """
 
-    skips: float = 0.0
-    swaps: float = 0.0
-    repeats: float = 0.0
-    retries: float = 0.0
-    malformed: float = 0.0
-    undecodable: float = 0.0
-    pauses: float = 0.0
-    restarts: float = 0.0
-    rivals: float = 0.0
+    skips: float = _chance()
+    swaps: float = _chance()
+    repeats: float = _chance()
+    retries: float = _chance()
+    malformed: float = _chance()
+    undecodable: float = _chance()
+    pauses: float = _chance()
+    restarts: float = _chance()
+    rivals: float = _chance()
     acknowledges: float = 1.0
     resumes: bool = True
     obeys: bool = True
-    bursts: float = 0.0
-    leaves: float = 0.0
-    deserts: float = 0.0
+    bursts: float = _chance()
+    leaves: float = _chance()
+    deserts: float = _chance()
 
 
 @frozen
@@ -88,13 +97,13 @@ class Trouble:
 
     Attributes:
         every_s: mean time between two troubles; infinite: none.
-        kinds: of ``cut``, ``kill``, ``stall``, ``half_open``, ``slow`` and ``garbage``.
+        kinds: of `KINDS`.
         away_s: it comes back after one of these.
     """
 
     every_s: float = math.inf
-    kinds: tuple[str, ...] = ("cut",)
-    away_s: tuple[float, ...] = (0.0, 0.5, 5.0)
+    kinds: tuple[str, ...] = field(default=("cut",), validator=[min_len(1), deep_iterable(in_(KINDS))])
+    away_s: tuple[float, ...] = field(default=(0.0, 0.5, 5.0), validator=min_len(1))
 
 
 @frozen
@@ -107,11 +116,11 @@ class WorkerPlan:
     """
 
     stream_id: str
-    fragments: int
-    pace_s: float
-    start_s: float = 0.0
-    max_inflight: int = 3
-    timeout_s: float = 8.0
+    fragments: int = field(validator=ge(0))
+    pace_s: float = field(validator=gt(0))
+    start_s: float = field(default=0.0, validator=ge(0))
+    max_inflight: int = field(default=3, validator=[ge(1), le(10)])
+    timeout_s: float = field(default=8.0, validator=[ge(1), le(30)])
     binary: bool = False
     manners: Manners = field(factory=Manners)
     trouble: Trouble = field(factory=Trouble)
@@ -123,7 +132,8 @@ class Scenario:
     """All of a run.
 
     Attributes:
-        settings: of the server.
+        settings: of the server. The slots of the models are those of the plans. Limits of who may connect are no use:
+            the workers do not expect to be turned away.
         drain_at_s: SIGTERM comes; infinite: when all workers are done.
     """
 
@@ -134,6 +144,12 @@ class Scenario:
     tts: EnginePlan
     workers: tuple[WorkerPlan, ...]
     drain_at_s: float = math.inf
+
+    def __attrs_post_init__(self) -> None:
+        if len({worker.stream_id for worker in self.workers}) < len(self.workers):
+            raise ValueError("two workers have one stream_id")
+        if self.settings.api_key is not None:
+            raise ValueError("settings.api_key: the workers of a scenario have no token")
 
     @classmethod
     def of_seed(cls, seed: int, *, streams: int | None = None, hours: float | None = None) -> Scenario:
@@ -152,6 +168,7 @@ class Scenario:
             result_buffer_bytes=chance.choice((8_000, 20_000, 2**25, 2**25)),
             backpressure_critical=chance.choice((None, None, 2, 5)),
             drain_timeout_s=chance.choice((0.0, 1.0, 30.0)),
+            stream_buffer_bytes=chance.choice((2**20, 2**26, 2**26)),
             recovery_s=chance.choice((0.0, 0.0, 0.0, 20.0)),
             handshakes_per_s=10_000.0,
         )
@@ -254,9 +271,8 @@ def _manners(chance: random.Random) -> Manners:
 
 
 def _trouble(chance: random.Random, length_s: float) -> Trouble:
-    kinds = ("cut", "kill", "stall", "half_open", "slow", "garbage")
     return Trouble(
         every_s=chance.choice((math.inf, max(2.0, length_s / 3), max(1.0, length_s / 10))),
-        kinds=tuple(chance.sample(kinds, chance.randint(1, len(kinds)))),
+        kinds=tuple(chance.sample(KINDS, chance.randint(1, len(KINDS)))),
         away_s=chance.choice(((0.0, 0.5), (0.0, 1.0, 4.0), (0.0, 4.0, 60.0))),
     )

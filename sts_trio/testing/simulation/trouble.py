@@ -18,6 +18,9 @@ from .scenario import Trouble
 AFTERMATH_S: Final = 20.0
 """So long after the network's trouble a lost connection is still its doing."""
 
+GARBAGE_S: Final = 10.0
+"""For a server to be done with whoever sends garbage."""
+
 
 @frozen
 class Attachment:
@@ -90,7 +93,8 @@ class Troubles:
                 wire.vanish()
             case "garbage":
                 wire.send_garbage()
-                await wire.lost.wait()  # it is not talked to any further
+                with trio.move_on_after(GARBAGE_S):
+                    await wire.lost.wait()  # as a rule it is not talked to any further
             case "slow":
                 wire.stop_reading()
                 await trio.sleep(self.chance.choice((1.0, 10.0, 50.0)))
