@@ -76,6 +76,27 @@ async def check_engine(
     Raises:
         Nonconformance
     """
+    broken: Nonconformance | None = None
+    try:
+        await _check(engine, request, offload, ends_within_s, same)
+    except* Nonconformance as group:  # an engine that opens a nursery makes a group of it
+        broken = _first(group)
+    if broken is not None:
+        raise Nonconformance(f"{engine.name}: {broken}") from broken
+
+
+def _first(group: BaseExceptionGroup[Nonconformance]) -> Nonconformance:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+async def _check(
+    engine: Engine[Req, Res],
+    request: Req,
+    offload: Offload,
+    ends_within_s: float,
+    same: Callable[[Res, Res], bool],
+) -> None:
     async with engine.open(offload) as instance:
         await _work(instance, request, "at first")
     before = _Alive.now()  # what a library starts once for all, such as multiprocessing's resource tracker, is there
@@ -172,17 +193,28 @@ class _Canceller(trio.abc.Instrument):
     awaits: int | None
     deadline: float = field(default=math.inf, init=False)
     _cancelled_at: float | None = field(default=None, init=False)
+    _step_began: float = field(default=math.inf, init=False)
+    _longest_step_s: float = field(default=0.0, init=False)
 
     @property
     def cancelled_at(self) -> float | None:
         """When it was cancelled; None: not yet."""
         return self.deadline if trio.current_time() >= self.deadline else self._cancelled_at
 
+    @property
+    def longest_step_s(self) -> float:
+        """Of any task, the present step included, in real time: how long nobody else had the event loop."""
+        return max(self._longest_step_s, time.monotonic() - self._step_began)
+
     def cancel(self) -> None:
         self.scope.cancel()
         self._cancelled_at = trio.current_time()
 
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._step_began = time.monotonic()
+
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._longest_step_s = self.longest_step_s
         if task is self.task and self.awaits is not None:
             if self.awaits == 0:
                 self.cancel()
@@ -233,7 +265,11 @@ async def _cancel(
         if canceller.cancelled_at is None:
             return False
     if (late_s := trio.current_time() - canceller.cancelled_at) > ends_within_s + ROUNDING_S:
-        raise Nonconformance(f"a call that was cancelled {moment} ended {late_s:.2f} s later")
+        why = f"; it held the event loop for {(step_s := canceller.longest_step_s):.2f} s, past `offload`"
+        raise Nonconformance(
+            f"a call that was cancelled {moment} ended {late_s:.2f} s later, which is over {ends_within_s:.2f} s"
+            f" (ends_within_s){why if step_s > late_s / 2 else ''}"
+        )
     if not scope.cancelled_caught and not is_right(answer):
         raise Nonconformance(f"a call that was cancelled {moment} answered {answer!r}")
     if left := _abandoned_since(threads):

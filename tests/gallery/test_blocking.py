@@ -52,6 +52,20 @@ class Deaf(Blocking):
         return text.upper()
 
 
+class Inline(Blocking):
+    """Goes past `offload` and blocks the event loop."""
+
+    @asynccontextmanager
+    async def open(self, offload: Offload) -> AsyncIterator[Instance[str, str]]:
+        async def call(batch: Sequence[str], /) -> Sequence[str]:
+            await trio.lowlevel.checkpoint()
+            time.sleep(STEPS * STEP_S)  # noqa: ASYNC251 - the mistake
+            return [text.upper() for text in batch]
+
+        async with trio.open_nursery():
+            yield call
+
+
 class Abandoning(Blocking):
     """Goes past `offload`, to a thread that it leaves behind where its caller has left."""
 
@@ -129,8 +143,14 @@ async def test_it_can_be_cancelled_at_any_time() -> None:
 
 async def test_a_function_that_never_looks_up_is_found() -> None:
     """It ends when it ends, and holds its slot until then; the fragment that waits for it has its TIMEOUT meanwhile."""
-    with pytest.raises(Nonconformance, match=r"ended .* s later"):
+    with pytest.raises(Nonconformance, match=r"^blocking: .* ended .* s later, .* 0\.15 s \(ends_within_s\)$"):
         await check_engine(Deaf(), "hello", thread_offload(1), ends_within_s=STEPS * STEP_S / 2)
+
+
+async def test_a_call_that_blocks_the_event_loop_is_told_so() -> None:
+    """Nothing else runs meanwhile: no other stream, no ping, no deadline."""
+    with pytest.raises(Nonconformance, match=r"held the event loop for 0\.\d+ s, past `offload`"):
+        await check_engine(Inline(), "hello", thread_offload(1), ends_within_s=STEPS * STEP_S / 2)
 
 
 async def test_a_thread_that_is_abandoned_is_found() -> None:
