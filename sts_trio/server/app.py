@@ -55,9 +55,10 @@ log = structlog.get_logger(__name__)
 GPU_SAMPLE_INTERVAL_S = 2.0
 SOCKETIO_PATH = "/socket.io/"
 
-STUCK_AFTER_S: Final = 10.0
-"""What the models may take to end after they were told to. Child processes have 5 s to exit before they are killed and
-5 s to be reaped; a call in a thread ends at its next check, which takes a second or two."""
+STUCK_AFTER_S: Final = 15.0
+"""What everything may take to end after it was told to. Child processes have 5 s to exit before they are killed and
+5 s to be reaped, and who takes just that long does not hang; a call in a thread ends at its next check, which takes a
+second or two, and connections that are cut off take less."""
 
 Listeners = Sequence[trio.SocketListener]
 
@@ -153,9 +154,9 @@ class Server:
                     # It imports libraries, which takes seconds, and asks programs what they can do.
                     self.models = await offload(Models.build, settings)
                 self._engines = engines = EngineSuite.assemble(self.models, settings, offload, self.metrics)
-                await pools.start(engines.run)
                 for pool in engines.pools:
-                    pools.start_soon(_end_when_lost, pool, pools.cancel_scope)
+                    pools.start_soon(self._end_when_lost, pool, pools.cancel_scope)
+                await pools.start(engines.run)
                 gateway.open(engines)
                 self.status = Status.HEALTHY
                 log.info("healthy", engines=self._engine_names(), port=self.port)
@@ -193,6 +194,12 @@ class Server:
             side_door = Door(pages, {}, metrics=self.metrics)
             await connections.start(side_door.serve, await self.listen(other_port, settings.host))
         return engine
+
+    async def _end_when_lost(self, pool: Pool[Any, Any], scope: trio.CancelScope) -> None:
+        """What it was lost to is raised when all slots have ended, and one may hang: also while others are loaded."""
+        await pool.lost.wait()
+        scope.cancel()
+        self.ending.set()
 
     async def _drain(self, gateway: Gateway, engine: EngineService) -> None:
         log.info("draining", streams=gateway.active_streams, within_s=self.settings.drain_timeout_s)
@@ -297,11 +304,6 @@ async def serve(settings: Settings, models: Models | None = None, metrics: Metri
             root.cancel_scope.cancel()
         until_all_have_ended.cancel_scope.cancel()
     return in_order
-
-
-async def _end_when_lost(pool: Pool[Any, Any], scope: trio.CancelScope) -> None:
-    await pool.lost.wait()
-    scope.cancel()
 
 
 async def _end_all_the_same(server: Server) -> None:

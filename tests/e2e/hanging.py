@@ -12,13 +12,30 @@ import trio
 
 from sts_trio.config import Settings
 from sts_trio.engines import pool
-from sts_trio.engines.base import AsrRequest, EngineFailure, EngineLost, Instance, Transcript
+from sts_trio.engines.base import (
+    AsrRequest,
+    EngineFailure,
+    EngineLost,
+    EngineUnavailable,
+    Instance,
+    Transcript,
+    Translation,
+    TranslationRequest,
+)
 from sts_trio.observe import logs
 from sts_trio.offload import Offload
 from sts_trio.server import app
-from sts_trio.testing.engines import ScriptedAsr, scripted_models
+from sts_trio.testing.engines import ScriptedAsr, ScriptedTranslation, scripted_models
 
 HOUR_S = 3_600.0
+
+
+class Unavailable(ScriptedTranslation):
+    @asynccontextmanager
+    async def open(self, offload: Offload) -> AsyncIterator[Instance[TranslationRequest, Translation]]:
+        await trio.sleep(0.5)
+        raise EngineUnavailable("no such pair: install it")
+        yield  # type: ignore[unreachable]
 
 
 class Hanging(ScriptedAsr):
@@ -31,7 +48,7 @@ class Hanging(ScriptedAsr):
 
     @asynccontextmanager
     async def open(self, offload: Offload) -> AsyncIterator[Instance[AsrRequest, Transcript]]:
-        if self._what == "load":
+        if self._what in ("load", "unavailable"):
             await offload(time.sleep, HOUR_S)
 
         async def call(batch: Sequence[AsrRequest], /) -> Sequence[Transcript | EngineFailure]:
@@ -45,12 +62,13 @@ class Hanging(ScriptedAsr):
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["call", "lost", "load"]))
+@click.argument("what", type=click.Choice(["call", "lost", "load", "unavailable"]))
 def main(what: str) -> None:
     pool.HUNG_AFTER_S = 0.5  # type: ignore[misc]
     app.STUCK_AFTER_S = 1.0  # type: ignore[misc]
     logs.configure("INFO", "json")
-    sys.exit(0 if trio.run(app.serve, Settings.load(), scripted_models(Hanging(what))) else 1)
+    models = scripted_models(Hanging(what), Unavailable() if what == "unavailable" else None)
+    sys.exit(0 if trio.run(app.serve, Settings.load(), models) else 1)
 
 
 if __name__ == "__main__":

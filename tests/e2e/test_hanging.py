@@ -176,3 +176,11 @@ def test_a_model_that_hangs_while_it_is_loaded_does_not_outlive_sigterm(tmp_path
     with hanging(tmp_path / "log", "load", until="listening") as server:
         server.process.send_signal(signal.SIGTERM)
         server.ends_with_status_1(within_s=4)
+
+
+def test_a_model_that_cannot_be_loaded_ends_it_although_another_hangs_while_it_is_loaded(tmp_path: Path) -> None:
+    with hanging(tmp_path / "log", "unavailable", until="listening") as server:
+        server.ends_with_status_1(within_s=8)
+        (told,) = server.lines("engine_lost")
+        assert (told["pool"], told["reason"]) == ("translation", "no such pair: install it")
+        assert server.lines("stuck_at_exit")[0]["pools"] == ["asr"]
