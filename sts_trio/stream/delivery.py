@@ -75,6 +75,7 @@ class Delivery:
         self._outlet: Outlet | None = outlet
         self._unsent: dict[str, None] = {}  # ids of kept results that a new connection has yet to get, in order
         self._moved_on = trio.lowlevel.ParkingLot()  # waits for a new connection, or for it to have got them
+        self._drain_wait = trio.CancelScope()  # for the connection there is: no other one waits for it
         self._gap_deadline = math.inf
         self._gap_wait = trio.CancelScope()
 
@@ -94,11 +95,13 @@ class Delivery:
     def detach(self) -> None:
         """The connection is gone, or must hear nothing more."""
         self._outlet = None
+        self._drain_wait.cancel()
         self._unsent.clear()
 
     def attach(self, outlet: Outlet) -> None:
         """Go on over another connection. Follow with `replay`."""
         self._outlet = outlet
+        self._drain_wait.cancel()
 
     def replay(self, next_number: int | None) -> None:
         """Have every result sent again that the worker has not acknowledged.
@@ -279,8 +282,10 @@ class Delivery:
         """Give each new connection what the worker has not acknowledged, no faster than it takes it; runs for ever."""
         while True:
             while self._outlet is not None and self._unsent:
-                await self._outlet.drained()
-                if self._unsent:  # the connection may have gone meanwhile
+                outlet = self._outlet
+                with trio.CancelScope() as self._drain_wait:
+                    await outlet.drained()
+                if outlet is self._outlet and self._unsent:  # the connection may have gone meanwhile
                     self._tell_next()
             self._moved_on.unpark_all()
             await self._moved_on.park()

@@ -374,3 +374,30 @@ async def test_that_it_may_go_on_is_told_again_to_who_comes_back(autojump_clock:
         back = server.worker("back")
         await back.say("stream:init", stream_init(max_inflight=1, resume={"session_id": session_id}))
         assert [event["action"] for event in back.got("backpressure")] == ["none"]
+
+
+async def test_no_connection_waits_for_the_one_before_it(autojump_clock: MockClock) -> None:
+    """A connection that takes nothing any more, in the middle of what it gets again, loses the stream to the next."""
+
+    class Stuck(MemoryWorker):
+        async def drained(self) -> None:
+            await trio.sleep_forever()
+
+    async with memory_server() as server:
+        worker = server.worker("first")
+        session_id = (await worker.say("stream:init", stream_init()))["session_id"]
+        await send(worker, 0, 1)
+        await worker.wait_for("fragment:processed", 2)
+        worker.disconnect()
+        stuck = Stuck(server.gateway, "stuck")
+        assert stuck.connect() is None
+        resume = stream_init(resume={"session_id": session_id})
+        await stuck.say("stream:init", resume)
+        await trio.sleep(1)
+        assert numbers(stuck) == []
+        back = server.worker("back")
+        await back.say("stream:init", resume)
+        await send(back, 2)
+        await back.wait_for("fragment:processed", 3)
+        assert numbers(back) == [0, 1, 2]
+        assert trio.current_time() == 1
