@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.engineio import CloseReason
@@ -98,3 +101,38 @@ def test_gpu_load_appears_with_its_first_sample_and_can_be_forgotten() -> None:
     metrics.forget_gpu_utilization()
     assert vars(metrics)["gpu_utilization"] is None
     assert ("sts_gpu_utilization_percent", ()) not in samples(metrics)
+
+
+OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+
+
+def test_the_alert_rules_and_the_table_of_metrics_name_what_there_is() -> None:
+    metrics = Metrics()
+    metrics.set_gpu_utilization(1)
+    there = names_with_labels(metrics)
+    (rules,) = re.findall(r"^```yaml\n(.*?)^```$", OPERATING, re.MULTILINE | re.DOTALL)
+    asked = re.findall(r"\b((?:sts|process)_\w+)(?:\{(\w+)=)?", rules)
+    assert len(asked) == rules.count("sts_") + rules.count("process_")
+    for name, label in asked:
+        assert name in there, name
+        assert label in {"", "job", *there[name]}, (name, label)
+    told = re.findall(r"`(sts_\w+)(?:\{([\w,]+)\})?`", OPERATING)
+    for name, labels in told:
+        base = next(known for known in (name, f"{name}_bucket") if known in there)
+        assert set(labels.split(",")) - {""} <= there[base], name
+    assert {name for name, _ in told} == {name.removesuffix("_bucket") for name in there if name.startswith("sts_")}
+
+
+def test_the_codes_and_words_in_the_alert_rules_are_known() -> None:
+    for word in re.findall(r'(?:status|error_code|provider)="(\w+)"', OPERATING):
+        assert word in {"failed", "apertium", *ErrorCode}, word
+
+
+def names_with_labels(metrics: Metrics) -> dict[str, set[str]]:
+    """What can be asked for, a histogram by its buckets; labels that a scrape adds are not there."""
+    found = {}
+    for collector in set(metrics.registry._collector_to_names):
+        for family in collector.describe() if hasattr(collector, "describe") else collector.collect():
+            suffix = {"counter": "_total", "histogram": "_bucket"}.get(family.type, "")
+            found[family.name + suffix] = set(getattr(collector, "_labelnames", ()))
+    return found
