@@ -131,6 +131,11 @@ class Fragment:
         return math.isfinite(self.started_at) and math.isinf(self.finished_at)
 
     @property
+    def stage(self) -> Stage:
+        """The stage it is in, or waits for."""
+        return next((stage for stage in Stage if stage not in self.timings_ms), Stage.ENCODE)
+
+    @property
     def slot_ms(self) -> int:
         """The length its dubbed audio must have."""
         return self.data.audio.duration_ms

@@ -56,6 +56,10 @@ class Fallback:
             rate_hz = fragment.data.audio.sample_rate_hz
             fragment.original = await self._encode(decoded, rate_hz, fragment.slot_ms)
 
+    def at_hand(self, fragment: Fragment) -> bytes | None:
+        """As `encoded`, where nothing has to be encoded for it; else None."""
+        return self._silences.get(fragment.slot_ms) if fragment.original is None else fragment.original
+
     async def encoded(self, fragment: Fragment) -> bytes:
         """Audio of exactly the fragment's slot: the original where it was kept, else silence.
 

@@ -33,7 +33,7 @@ from protocol.dubbing import (
     StreamInit,
     StreamReady,
 )
-from protocol.errors import ErrorCode, PayloadError, Stage
+from protocol.errors import ErrorCode, PayloadError
 
 from ..config import Settings
 from ..engines.suite import EngineSuite
@@ -108,8 +108,8 @@ class StreamSession:
         self._scope = trio.CancelScope()
         self._grace = trio.CancelScope()  # not around the work: its deadline is nothing that a model should know
         self._fallback = Fallback(self.stream_id, self.config, settings.fallback_mode, engines.encode)
-        stages = Stages(self.stream_id, self.config, engines, self._fallback)
-        self._pipeline = Pipeline(stages, self.max_inflight, identity.new_id)
+        self._stages = Stages(self.stream_id, self.config, engines, self._fallback)
+        self._pipeline = Pipeline(self._stages, self.max_inflight, identity.new_id)
         gap_timeout_ms = settings.gap_timeout_ms
         self._delivery = Delivery(
             outlet,
@@ -203,10 +203,14 @@ class StreamSession:
         return self.state is SessionState.ENDED or self._scope.cancel_called or self._grace.cancel_called
 
     def abandon(self, code: ErrorCode, reason: str) -> None:
-        """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream."""
+        """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream.
+
+        There is no time for encoding fallback audio any more: what is ready comes along.
+        """
         for fragment in sorted(self._accepted.values(), key=lambda fragment: (fragment.late, fragment.number)):
             if math.isinf(fragment.finished_at):
-                fragment.fail(Stage.DECODE, code, reason)
+                fragment.fail(fragment.stage, code, reason)
+                self._stages.fall_back_at_once(fragment)
                 fragment.finished_at = trio.current_time()
             self._delivery.deliver(fragment)
         self._delivery.hurry()

@@ -147,6 +147,11 @@ class Stages:
         """Silence or the original in place of speech."""
         self._deliver(fragment, await self.fallback.encoded(fragment))
 
+    def fall_back_at_once(self, fragment: Fragment) -> None:
+        """The same, as far as it is at hand."""
+        if (data := self.fallback.at_hand(fragment)) is not None:
+            self._deliver(fragment, data)
+
     async def _speak_in(self, text: str, slot_ms: int) -> tuple[Samples, int, float]:
         """Speech at the engine's best rate for a slot, its sample rate in Hz, and how long it is by nature, in ms."""
         speech = await self._synthesize(text, slot_ms, 1.0)

@@ -260,6 +260,8 @@ async def test_what_is_in_flight_when_the_time_for_draining_is_over_fails_by_nam
         server.gateway.abandon()
         results = worker.got("fragment:processed")
         assert [result["error"]["code"] for result in results] == ["TEMPORARY_UNAVAILABLE"] * 3
+        assert [result["error"]["stage"] for result in results] == ["asr", "decode", "decode"]
+        assert [result["dubbed_audio"]["duration_ms"] for result in results] == [1_000] * 3  # silence that was ready
         assert worker.received[-1][1] == "stream:complete"
         await trio.testing.wait_all_tasks_blocked()
         assert server.in_flight == 0

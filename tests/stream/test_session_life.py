@@ -12,11 +12,26 @@ from trio.testing import MockClock
 from protocol.errors import ErrorCode
 from sts_trio.config import Settings
 from sts_trio.engines.base import EngineFailure, Transcript
-from sts_trio.testing.engines import HANG, ScriptedAsr, Step, scripted_models
-from sts_trio.testing.memory import MemoryWorker, memory_server
+from sts_trio.testing.engines import HANG, ScriptedAsr, ScriptedTts, Step, scripted_models, tone
+from sts_trio.testing.memory import MemoryServer, MemoryWorker, memory_server
 from sts_trio.testing.payloads import fragment, stream_init
 
-from .helpers import numbers, opened, send, slow_asr
+from .helpers import numbers, opened, pcm, send, slow_asr
+
+
+class SlowReader(MemoryWorker):
+    async def drained(self) -> None:
+        await trio.sleep(1)
+
+
+async def back_on_a_slow_line(server: MemoryServer, worker: MemoryWorker) -> MemoryWorker:
+    """`worker` loses its connection and is back at once, over one that takes a second for each result."""
+    worker.disconnect()
+    back = SlowReader(server.gateway, "back")
+    assert back.connect() is None
+    session_id = worker.got("stream:ready")[0]["session_id"]
+    await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+    return back
 
 
 async def test_a_paused_stream_refuses_fragments_by_name_and_completes_what_is_in_flight(
@@ -131,19 +146,11 @@ async def test_a_worker_that_was_told_to_pause_is_told_of_the_recovery_when_it_i
 async def test_what_is_sent_again_waits_for_the_connection_and_new_results_wait_behind_it(
     autojump_clock: MockClock,
 ) -> None:
-    class SlowReader(MemoryWorker):
-        async def drained(self) -> None:
-            await trio.sleep(1)
-
     async with memory_server() as server:
         worker = await opened(server)
-        session_id = worker.got("stream:ready")[0]["session_id"]
         await send(worker, 0, 1, 2)
         await worker.wait_for("fragment:processed", 3)
-        worker.disconnect()
-        back = SlowReader(server.gateway, "back")
-        assert back.connect() is None
-        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        back = await back_on_a_slow_line(server, worker)
         await send(back, 3)
         await back.say("stream:end", {"stream_id": "s"})
         await back.wait_for("stream:complete")
@@ -153,19 +160,11 @@ async def test_what_is_sent_again_waits_for_the_connection_and_new_results_wait_
 
 
 async def test_a_result_too_large_to_be_kept_leaves_also_while_others_are_sent_again(autojump_clock: MockClock) -> None:
-    class SlowReader(MemoryWorker):
-        async def drained(self) -> None:
-            await trio.sleep(1)
-
     async with memory_server(settings=Settings(result_buffer_bytes=20_000)) as server:
         worker = await opened(server)
-        session_id = worker.got("stream:ready")[0]["session_id"]
         await worker.say("fragment:data", fragment(0, duration_ms=100))
         await worker.wait_for("fragment:processed")
-        worker.disconnect()
-        back = SlowReader(server.gateway, "back")
-        assert back.connect() is None
-        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        back = await back_on_a_slow_line(server, worker)
         await back.say("fragment:data", fragment(1, duration_ms=10_000))
         await back.say("stream:end", {"stream_id": "s"})
         await back.wait_for("stream:complete")
@@ -187,19 +186,11 @@ async def test_what_the_worker_says_it_has_is_not_sent_again(autojump_clock: Moc
 
 
 async def test_what_is_acknowledged_before_it_was_sent_again_is_not_sent_again(autojump_clock: MockClock) -> None:
-    class SlowReader(MemoryWorker):
-        async def drained(self) -> None:
-            await trio.sleep(1)
-
     async with memory_server() as server:
         worker = await opened(server)
-        session_id = worker.got("stream:ready")[0]["session_id"]
         await send(worker, 0, 1, 2)
         await worker.wait_for("fragment:processed", 3)
-        worker.disconnect()
-        back = SlowReader(server.gateway, "back")
-        assert back.connect() is None
-        await back.say("stream:init", stream_init(resume={"session_id": session_id}))
+        back = await back_on_a_slow_line(server, worker)
         await back.say("fragment:ack", {"fragment_id": "f1", "status": "applied", "timestamp": 1})
         await back.say("stream:end", {"stream_id": "s"})
         await back.wait_for("stream:complete")
@@ -401,3 +392,22 @@ async def test_no_connection_waits_for_the_one_before_it(autojump_clock: MockClo
         await back.wait_for("fragment:processed", 3)
         assert numbers(back) == [0, 1, 2]
         assert trio.current_time() == 1
+
+
+async def test_what_is_abandoned_is_told_its_stage_and_has_the_fallback_that_is_ready(
+    autojump_clock: MockClock,
+) -> None:
+    heard = iter([Step(Transcript("hello"))])
+    asr = ScriptedAsr(script=lambda _: next(heard, Step(Transcript("hello"), HANG)))
+    models = scripted_models(asr, tts=ScriptedTts(script=lambda _: Step(tone(1), HANG)))
+    async with memory_server(models, Settings(fallback_mode="original")) as server:
+        worker = await opened(server, max_inflight=2)
+        await send(worker, 0, 1, 2)
+        await worker.say("fragment:data", fragment(3, duration_ms=500))
+        await trio.sleep(1)
+        server.gateway.abandon()
+        results = await worker.wait_for("fragment:processed", 4)
+        assert [result["error"]["stage"] for result in results] == ["tts", "asr", "decode", "decode"]
+        assert [pcm(result).any() for result in results[:3]] == [True, True, False]  # not begun: silence
+        assert "dubbed_audio" not in results[3]  # of that length there is none yet
+        assert results[3]["metadata"]["dubbed_duration_ms"] == 0

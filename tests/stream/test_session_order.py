@@ -193,8 +193,12 @@ async def test_the_same_fragment_in_flight_is_acknowledged_again_and_processed_o
         assert len(asr.requests) == 1
 
 
-async def test_a_finished_fragment_sent_again_gets_its_result_again(autojump_clock: MockClock) -> None:
-    asr = ScriptedAsr()
+@pytest.mark.parametrize("outcome", [Transcript("hello"), EngineFailure(ErrorCode.ASR_FAILED, "no")])
+async def test_a_finished_fragment_sent_again_gets_its_result_again(
+    outcome: Transcript | EngineFailure, autojump_clock: MockClock
+) -> None:
+    """A success, and a failure that stays one."""
+    asr = ScriptedAsr(script=lambda _: Step(outcome))
     async with memory_server(scripted_models(asr)) as server:
         worker = await opened(server)
         await send(worker, 0)
@@ -245,18 +249,6 @@ async def test_a_retryable_failure_is_processed_again_while_its_result_is_kept(a
         await worker.say("stream:end", {"stream_id": "s"})
         (complete,) = await worker.wait_for("stream:complete")
         assert (complete["total_fragments"], complete["failed_count"]) == (1, 1)  # first results count
-
-
-async def test_a_permanent_failure_sent_again_gets_its_result_again(autojump_clock: MockClock) -> None:
-    asr = ScriptedAsr(script=lambda _: Step(EngineFailure(ErrorCode.ASR_FAILED, "no")))
-    async with memory_server(scripted_models(asr)) as server:
-        worker = await opened(server)
-        await send(worker, 0)
-        await worker.wait_for("fragment:processed")
-        await send(worker, 0)
-        first, again = worker.got("fragment:processed")
-        assert first == again
-        assert len(asr.requests) == 1
 
 
 async def test_what_the_worker_has_acknowledged_cannot_be_had_again(autojump_clock: MockClock) -> None:
