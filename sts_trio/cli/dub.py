@@ -229,6 +229,7 @@ async def _dub(url: str, options: Options, media: Media, slots: list[Slot]) -> D
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ..client.connection import DubbingError
     from ..client.programme import dub_programme
     from ..client.worker import Stream, open_worker
     from ..offload import thread_offload
@@ -244,14 +245,20 @@ async def _dub(url: str, options: Options, media: Media, slots: list[Slot]) -> D
     async with open_worker(url, stream, token=options.token) as worker:
         with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
             bar = progress.add_task("", total=len(slots))
-            return await dub_programme(
-                worker,
-                media,
-                slots,
-                format=options.config.format,
-                offload=thread_offload(2),
-                on_result=lambda _: progress.update(bar, advance=1, refresh=True),  # no thread that refreshes
-            )
+            try:
+                return await dub_programme(
+                    worker,
+                    media,
+                    slots,
+                    format=options.config.format,
+                    offload=thread_offload(2),
+                    on_result=lambda _: progress.update(bar, advance=1, refresh=True),  # no thread that refreshes
+                )
+            except DubbingError as failure:
+                so_far = f"after {progress.tasks[bar].completed:.0f} of {len(slots)} fragments"
+                raise DubbingError(
+                    f"it ended {so_far}, and nothing was written: {failure}", retryable=failure.retryable
+                ) from failure
 
 
 # ---------------------------------------------------------------------------------------------- what it leaves

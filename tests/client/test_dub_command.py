@@ -6,20 +6,26 @@ import json
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trio
 from click.testing import CliRunner, Result
+from trio.testing import MockClock
 
+from protocol.dubbing import FragmentData, ResultAck
 from protocol.errors import ErrorCode
 from sts_trio.cli import dub as command
-from sts_trio.client.connection import Address, Connection
+from sts_trio.client.connection import Address, Connection, DubbingError
+from sts_trio.client.cut import cut_fixed
 from sts_trio.client.media import Media, MediaError, Pcm, read_media, write_media
 from sts_trio.client.programme import Dub
+from sts_trio.client.worker import open_worker
+from sts_trio.testing.engines import inline_offload
 
-from .fake_server import URL, FakeServer, Peer, Script, dubbed, failed, fragment
+from .fake_server import CONFIG, URL, FakeServer, Peer, Script, dubbed, failed, fragment
 
 
 @pytest.fixture
@@ -106,6 +112,25 @@ def test_a_server_that_wants_its_key_is_told_how_to_give_it(source: Path, monkey
     assert "AUTH_FAILED: wrong token" in result.output
     assert "--token" in result.output
     assert "STS_API_KEY" in result.output
+
+
+async def test_a_server_that_goes_and_does_not_come_back_is_told_with_how_far_it_got(
+    source: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async def gone_after_one(peer: Peer) -> None:
+        await peer.open()
+        await peer.send(dubbed(await peer.receive_one(FragmentData)))
+        await peer.receive_one(ResultAck)
+
+    options = command.Options(source, source.with_name("out.wav"), URL, None, CONFIG, "fixed", None, None, 8_000)
+    monkeypatch.setattr("sts_trio.offload.thread_offload", lambda threads: inline_offload)
+    async with trio.open_nursery() as nursery:
+        server = FakeServer(nursery, gone_after_one)
+        on_it = partial(open_worker, open_stream=server.open_stream)
+        monkeypatch.setattr("sts_trio.client.worker.open_worker", on_it)
+        with pytest.raises(DubbingError, match=r"after 1 of 2 fragments.* cannot connect to .*: connection refused$"):
+            await command._dub(URL, options, read_media(source), cut_fixed(2_001, 1_000))
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("server_found")
