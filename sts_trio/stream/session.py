@@ -205,8 +205,10 @@ class StreamSession:
     def abandon(self, code: ErrorCode, reason: str) -> None:
         """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream.
 
-        There is no time for encoding fallback audio any more: what is ready comes along.
+        There is no time for encoding fallback audio any more: what is ready comes along. One that has ended stays as it is.
         """
+        if self.is_gone:
+            return
         for fragment in sorted(self._accepted.values(), key=lambda fragment: (fragment.late, fragment.number)):
             if math.isinf(fragment.finished_at):
                 fragment.fail(fragment.stage, code, reason)

@@ -411,3 +411,17 @@ async def test_what_is_abandoned_is_told_its_stage_and_has_the_fallback_that_is_
         assert [pcm(result).any() for result in results[:3]] == [True, True, False]  # not begun: silence
         assert "dubbed_audio" not in results[3]  # of that length there is none yet
         assert results[3]["metadata"]["dubbed_duration_ms"] == 0
+
+
+async def test_a_stream_that_has_completed_is_not_completed_again(autojump_clock: MockClock) -> None:
+    """The time for draining may be over in the very moment in which the last stream completes."""
+    async with memory_server() as server:
+        worker = await opened(server)
+        await send(worker, 0)
+        await worker.wait_for("fragment:processed")
+        await worker.say("stream:end", {"stream_id": "s"})
+        while not worker.got("stream:complete"):
+            await trio.lowlevel.checkpoint()
+        server.gateway.abandon()
+        await trio.sleep(1)
+        assert len(worker.got("stream:complete")) == 1
