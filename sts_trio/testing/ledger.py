@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 
 from protocol.errors import ErrorCode
 
-from .terms import Terms
+from .terms import TIMEOUT_GRACE_S, Terms
 
 RESULT_OVERHEAD_BYTES: Final = 8_192
 """More than a kept result weighs beside its audio."""
@@ -60,6 +60,7 @@ class _Entry:
     doubtful: bool = False
     maybe: int = 0
     acknowledged_at: float = math.inf
+    due_at: float = math.inf
     accepted_after: int = 0  # losses of a connection
     refused: bool = False
     passed_over: bool = False  # refused, so that its number holds nobody up
@@ -256,9 +257,25 @@ class Ledger:
         self._has_accepted = True
         entry.owed, entry.doubtful, entry.refused = True, False, False
         entry.acknowledged_at, entry.accepted_after = now, self._losses
+        self._expect(entry, place)
         if not self._losses and len(self.owes) > self.terms.critical:
             self._violated(f"{len(self.owes)} are in flight")
         self._watch_level()
+
+    def _expect(self, entry: _Entry, place: int) -> None:
+        """When its result is due at the latest: after those before it in the queue, and those of lower numbers."""
+        turn_s, most = self.terms.timeout_s + TIMEOUT_GRACE_S, self.terms.max_inflight
+        entry.due_at = entry.acknowledged_at + (1 + math.ceil(place / most)) * turn_s
+        if entry.number <= self._last_number:
+            return  # it waits for no other number
+        others = [e for e in self._entries.values() if e.owed and e is not entry and e.number > self._last_number]
+        below = [other for other in others if other.number < entry.number]
+        entry.due_at = max([entry.due_at, *(other.due_at for other in below)])
+        if len({other.number for other in below}) < entry.number - self._last_number - 1:
+            entry.due_at += self.terms.gap_timeout_s
+        for other in others:
+            if other.number > entry.number:  # it is overtaken
+                other.due_at = max(other.due_at + turn_s, entry.due_at)
 
     def _on_result(self, payload: dict[str, Any], now: float) -> None:
         """Exactly one for each accepted fragment, after its acknowledgement, in order ("Order, retries, resume")."""
@@ -288,7 +305,7 @@ class Ledger:
             return
         if entry.owed and entry.acknowledged_at >= self.smooth_since:
             waited_s = now - entry.acknowledged_at
-            if waited_s > self.terms.longest_s:
+            if now > entry.due_at + self.terms.slack_s:
                 self._violated(f"the result of {fragment_id} came after {waited_s:.2f} s")
         if entry.maybe:  # all that was said of it over the lost connection is answered with this
             entry.told = False

@@ -48,14 +48,6 @@ class Terms:
         return round(self.slot_ms * self.sample_rate_hz / 1000) * 2 * self.channels
 
     @property
-    def longest_s(self) -> float:
-        """From an acknowledgement to the result's leaving, at the most: the queue before it, its own turn, a gap.
-
-        Results that wait for a number hold no token, so the queue goes on meanwhile.
-        """
-        return self.queue_rounds * (self.timeout_s + TIMEOUT_GRACE_S) + self.gap_timeout_s + self.slack_s
-
-    @property
     def queue_rounds(self) -> int:
         """How many fragments one after the other a fragment waits for at the most, itself included."""
         return math.ceil(self.critical / self.max_inflight) + 1

@@ -33,6 +33,9 @@ ANSWER_S: Final = 60.0
 ENOUGH_BYTES: Final = 2**22
 """A buffer for all fragments that a stream may have in flight."""
 
+BACKLOG_BYTES: Final = 300_000
+"""What may be on its way before an answer, as a rule."""
+
 RETRY_S: Final = 1.0
 """Between two attempts to connect, or to open a stream."""
 
@@ -178,7 +181,7 @@ class Presence:
             slot_ms=SLOT_MS,
             stream_id=plan.stream_id,
             buffer_may_be_full=settings.stream_buffer_bytes < ENOUGH_BYTES,
-            slack_s=0.1 + 4 * plan.quality.latency_s + 1_000_000 / plan.quality.bytes_per_s,
+            slack_s=0.1 + 4 * plan.quality.latency_s + BACKLOG_BYTES / plan.quality.bytes_per_s,
         )
 
     # ------------------------------------------------------------------------------------ its connections
@@ -227,6 +230,8 @@ class Presence:
     async def open(self, *, resume: bool) -> bool:
         """Open the stream, or take it up again, over the connection there is or a new one; whether it `is_served`."""
         self.is_served = False
+        if self.is_lost:
+            self.close()
         if not self.is_lost or await self._connect():
             assert self._attachment is not None
             # Of a connection that was recovered all goes on as if nothing had been.
