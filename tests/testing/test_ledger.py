@@ -21,7 +21,8 @@ import pytest
 from attrs import define, evolve, field
 
 from protocol.errors import ErrorCode
-from sts_trio.testing.ledger import RESULT_OVERHEAD_BYTES, Ledger, Terms
+from sts_trio.testing.ledger import RESULT_OVERHEAD_BYTES, Ledger
+from sts_trio.testing.terms import Terms
 
 TERMS: Final = Terms(max_inflight=2, timeout_s=4.0, critical=6, gap_timeout_s=2.0, kept_bytes=2**20, slot_ms=100)
 LONGEST_S: Final = 2 * 4.1

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from protocol.dubbing import FragmentData, readable_id
 from sts_trio.engines.pool import Pool
@@ -21,8 +22,10 @@ from sts_trio.server.gateway import Gateway
 from sts_trio.stream.assets import Fragment
 from sts_trio.stream.delivery import Delivery
 from sts_trio.stream.flow import FlowControl
+from sts_trio.stream.memory import StreamMemory
 from sts_trio.stream.order import ResultOrder
 from sts_trio.stream.pipeline import Pipeline
+from sts_trio.stream.reporting import Reporter
 from sts_trio.stream.results import ResultBuffer
 from sts_trio.stream.session import StreamSession
 from sts_trio.stream.stages import Stages
@@ -242,6 +245,85 @@ def forget_streams_when_draining(patch: pytest.MonkeyPatch) -> None:
 @bug
 def take_fragments_while_paused(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StreamSession, "pause", lambda self: None)
+
+
+@bug
+def never_tell_the_load(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StreamSession, "_tell_level", lambda self: None)
+
+
+@bug
+def forget_that_a_slowed_worker_may_go_on(patch: pytest.MonkeyPatch) -> None:
+    attach = StreamSession.attach
+
+    def forget(self: StreamSession, *args: Any) -> Any:
+        self._was_slowed = False
+        return attach(self, *args)
+
+    patch.setattr(StreamSession, "attach", forget)
+
+
+@bug
+def give_up_a_gap_without_a_word(patch: pytest.MonkeyPatch) -> None:
+    def silently(self: Delivery) -> None:
+        self._order.skip_gap()
+        self._emit_ready()
+
+    patch.setattr(Delivery, "_give_up_gap", silently)
+
+
+@bug
+def never_process_a_failure_again(patch: pytest.MonkeyPatch) -> None:
+    def stubborn(self: Delivery, fragment_id: str) -> Any:
+        kept = self._results.get(fragment_id)
+        return kept and self._tell_kept(kept)
+
+    patch.setattr(Delivery, "tell_again", stubborn)
+
+
+@bug
+def mix_up_a_batch(patch: pytest.MonkeyPatch) -> None:
+    next_batch = Pool._next_batch
+
+    async def swapped(self: Pool[Any, Any]) -> list[Any]:
+        batch = await next_batch(self)
+        requests = [ticket.request for ticket in batch]
+        for ticket, request in zip(batch, reversed(requests), strict=True):
+            ticket.request = request
+        return batch
+
+    patch.setattr(Pool, "_next_batch", swapped)
+
+
+@bug
+def lose_the_metadata(patch: pytest.MonkeyPatch) -> None:
+    result = Reporter.result
+
+    def bare(self: Reporter, fragment: Fragment) -> Any:
+        whole = result(self, fragment)
+        return evolve(whole, metadata={key: whole.metadata[key] for key in whole.metadata if key != "pts_ns"})
+
+    patch.setattr(Reporter, "result", bare)
+
+
+@bug
+def count_what_has_left(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StreamMemory, "remove", lambda self, fragment_id: None)
+
+
+@bug
+def tell_every_result_late(patch: pytest.MonkeyPatch) -> None:
+    finish = Delivery.finish
+
+    def slowly(self: Delivery, fragment: Fragment) -> None:
+        trio.lowlevel.spawn_system_task(later, self, fragment)
+
+    async def later(delivery: Delivery, fragment: Fragment) -> None:
+        await trio.sleep(2.0)
+        if fragment.id in delivery._order._open.values() or fragment.late:
+            finish(delivery, fragment)
+
+    patch.setattr(Delivery, "finish", slowly)
 
 
 @pytest.mark.parametrize("name", BUGS)
