@@ -17,7 +17,7 @@ import pybase64
 from attrs import Factory, frozen
 
 from .errors import ErrorCode, PayloadError, Stage
-from .structuring import Between, Json, OneOf, Text, converter, first_error
+from .structuring import Between, Json, OneOf, Text, converter, first_error, forget_frames
 
 MAX_ID_CHARACTERS: Final = 256
 """Ids travel into logs and replies: longer ones are refused rather than carried along."""
@@ -341,7 +341,8 @@ def parse(cls: type[_E], arguments: tuple[Any, ...]) -> _E:
         return converter.structure(body, cls)
     except Exception as error:  # noqa: BLE001 - cattrs groups whatever a hook raised; first_error re-raises defects
         field, reason = first_error(error)
-        raise PayloadError(code, field, reason) from None
+        forget_frames(error)
+    raise PayloadError(code, field, reason)  # here, and not in the block above: it would hold `error` as its context
 
 
 def payload(event: WorkerEvent | ServerEvent) -> dict[str, Any]:

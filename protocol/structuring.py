@@ -63,6 +63,9 @@ class Json:
     max_bytes: int
 
     def check(self, value: object) -> None:
+        least = _least_bytes(value, self.max_bytes)
+        if least > self.max_bytes:  # megabytes are not written to learn that they are too many
+            raise ValueError(f"must have at most {self.max_bytes} bytes as JSON, got at least {least}")
         try:
             size = len(orjson.dumps(value))
         except (TypeError, ValueError):
@@ -92,7 +95,40 @@ def first_error(error: BaseException) -> tuple[str, str]:
     raise error
 
 
+def forget_frames(error: BaseException) -> None:
+    """Let go of what cattrs raised, and with it of the payload.
+
+    cattrs collects errors in a list before it raises them together, and the traceback of each leads to the frame with
+    that list; so does that of what was raised before it. Such a ring stays in memory, with the payload, until Python
+    looks for rings: megabytes each time.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    if isinstance(error, ClassValidationError):
+        for part in error.exceptions:
+            forget_frames(part)
+
+
+def _least_bytes(value: object, enough: int) -> int:
+    """A lower bound of what `value` takes as JSON: one byte each, and the characters of strings. Not recursive.
+
+    What is more than `enough` is not counted to its end.
+    """
+    size, waiting = 0, [value]
+    while waiting and size <= enough:
+        item = waiting.pop()
+        size += 1
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
+    return size
+
+
 def _shown(value: object) -> str:
+    value = value[:60] if isinstance(value, str) else value  # its quotes make a longer one too long already
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number of over 20 digits"
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pybase64
@@ -509,3 +511,45 @@ def test_retrying_helps_with_what_the_contract_says_it_helps_with() -> None:
     }
     assert len(ErrorCode) == 26
     assert [stage.value for stage in Stage] == ["decode", "asr", "translation", "tts", "encode"]
+
+
+class Payload(dict[str, Any]):
+    """A payload that can be watched, as a plain dict cannot."""
+
+
+AUDIO = COMPLETE[FragmentData]["audio"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "change", "field"),
+    [
+        (FragmentData, {"sequence_number": "5"}, "sequence_number"),
+        (FragmentData, {"metadata": {"x": "x" * 70_000}}, "metadata"),
+        (FragmentData, {"metadata": {"x": b"binary"}}, "metadata"),
+        (FragmentData, {"audio": AUDIO | {"format": "mp3"}}, "audio.format"),
+        (FragmentData, {"audio": AUDIO | {"data_base64": "?"}, "fragment_id": 5, "timestamp": None}, "fragment_id"),
+        (FragmentData, {"audio": AUDIO | {"data_base64": "?"}}, "audio.data_base64"),
+        (StreamInit, {"config": {}}, "config.source_language"),
+        (StreamInit, {"resume": {}}, "resume.session_id"),
+    ],
+)
+def test_nothing_of_a_refused_payload_stays_in_memory(
+    cls: type[WorkerEvent], change: dict[str, Any], field: str
+) -> None:
+    """Without the collector of rings, which runs when there are many objects, and not when they are large."""
+    body = Payload(copy.deepcopy(COMPLETE[cls]) | change)
+    watched = weakref.ref(body)
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            parse(cls, (body,))
+        except PayloadError as error:
+            assert error.field == field  # noqa: PT017 - pytest.raises would keep the payload
+            assert error.__context__ is None  # noqa: PT017
+        else:
+            pytest.fail("it was taken")
+        del body
+        assert watched() is None
+    finally:
+        gc.enable()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any
 
+import orjson
 import pytest
 from attrs import frozen
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.errors import ErrorCode, PayloadError
-from protocol.structuring import Between, OneOf, Text, converter, first_error
+from protocol.structuring import Between, Json, OneOf, Text, converter, first_error
 
 
 class Colour(StrEnum):
@@ -102,3 +105,28 @@ def test_a_refusal_from_within_keeps_its_own_path() -> None:
 def test_a_defect_of_ours_is_not_called_the_payloads_fault() -> None:
     with pytest.raises(AttributeError, match="a defect"):
         wrong(Holder, {"trap": 1})
+
+
+def test_megabytes_are_not_written_to_learn_that_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.structuring.orjson.dumps", lambda _: pytest.fail("they were written"))
+    for large in ("x" * 101, ["x" * 60, "x" * 60], {"x" * 60: {"x" * 60: 1}}, [[1]] * 60, ("x",) * 60):
+        with pytest.raises(ValueError, match="must have at most 100 bytes as JSON, got at least"):
+            Json(100).check(large)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(json_values)
+def test_json_is_taken_up_to_its_very_size(value: object) -> None:
+    size = len(orjson.dumps(value))
+    Json(size).check(value)
+    with pytest.raises(ValueError, match=f"must have at most {size - 1} bytes as JSON"):
+        Json(size - 1).check(value)
+
+
+def test_a_wrong_choice_is_shown_by_its_beginning() -> None:
+    assert wrong(Outer, GOOD | {"size": "x" * 10_000}) == ("size", f"must be one of small, large, got '{'x' * 56}...")
