@@ -263,7 +263,8 @@ class Pool(Generic[Req, Res]):
                 if len(outcomes) != len(batch):
                     raise RuntimeError(f"{self._engine.name}: {len(outcomes)} answers to {len(batch)} requests")
         except EngineFailure as failure:
-            outcomes = [failure] * len(batch)
+            # Its traceback leads back here, to the requests: such a ring stays in memory until Python looks for rings.
+            outcomes = [failure.with_traceback(None)] * len(batch)
         except EngineLost as lost:
             self._lose(lost)
             raise
@@ -272,6 +273,8 @@ class Pool(Generic[Req, Res]):
             outcomes = [EngineDefect(error)] * len(batch)
             if call.waiting == 0:
                 log.exception("engine_defect", pool=self.label, engine=self._engine.name)
+            if error.__traceback__ is not None:  # as above; whoever waits logs the engine's part of it
+                error.__traceback__ = error.__traceback__.tb_next
         finally:
             self._end(call)
         if not outcomes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import structlog.testing
@@ -172,6 +172,7 @@ class Deaf(ScriptedEngine[str, str]):
     async def _call(self, batch: Sequence[str]) -> Sequence[str | EngineFailure]:
         with trio.CancelScope(shield=True):
             return await super()._call(batch)
+        raise AssertionError("nobody cancels this scope")
 
 
 async def leave_at(pool: Pool[str, str], request: str, seconds: float) -> None:
@@ -448,3 +449,32 @@ async def test_an_idle_slot_keeps_nothing_of_what_it_did(autojump_clock: trio.te
         await trio.testing.wait_all_tasks_blocked()
         gc.collect()
         assert watched() is None
+
+
+@pytest.mark.parametrize("error", [lambda: EngineFailure(ErrorCode.GPU_OOM, "no"), lambda: RuntimeError("no")])
+async def test_a_failed_call_keeps_nothing_of_its_requests(
+    autojump_clock: trio.testing.MockClock, error: Callable[[], Exception]
+) -> None:
+    """Without the collector of rings, which runs when there are many objects, and not when they are large."""
+
+    class Request(str):  # a plain one cannot be watched
+        pass
+
+    class Failing(ScriptedEngine[str, str]):
+        async def _call(self, batch: Sequence[str]) -> Sequence[str | EngineFailure]:
+            raise error()
+
+    async with running(Failing("failing", lambda request: Step(request))) as pool:
+        request = Request("a")
+        watched = weakref.ref(request)
+        gc.collect()
+        gc.disable()
+        try:
+            with suppress(EngineFailure, EngineDefect):  # pytest.raises would keep the request
+                await pool.submit(request, stream="s")
+                pytest.fail("it did not fail")
+            del request
+            await trio.testing.wait_all_tasks_blocked()
+            assert watched() is None
+        finally:
+            gc.enable()
