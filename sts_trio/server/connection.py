@@ -316,13 +316,16 @@ class Connection:
         while True:
             websocket.limit(self.max_message_bytes)
             try:
-                frame: Frame = await websocket.receive()
+                self._take_frame(await websocket.receive())
             except WebSocketClosed as closed:
                 self.abort(CloseReason.TRANSPORT_CLOSE, str(closed))
                 return
-            for event in self._engine.receive(frame, trio.current_time()):
-                self._take(event)
-            self._changed()
+
+    def _take_frame(self, frame: Frame) -> None:
+        """Nothing of it is left when this returns: it may be of megabytes, and the next be long in coming."""
+        for event in self._engine.receive(frame, trio.current_time()):
+            self._take(event)
+        self._changed()
 
     async def _write(self, websocket: WebSocket) -> None:
         while True:
