@@ -236,12 +236,15 @@ class Gateway:
 
     def _fragment(self, peer: Peer, data: FragmentData) -> ServerEvent:
         session = self._find(peer, data.stream_id)
-        if self._closed_because is not None:
-            raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, self._closed_because)
         size, limit = len(data.audio.data), self._settings.max_fragment_bytes
         if size > limit:
             raise PayloadError(ErrorCode.FRAGMENT_TOO_LARGE, "audio", f"{size} bytes, at most {limit} are taken")
-        return session.receive(data)
+        try:
+            return session.receive(data)
+        except PayloadError:
+            if self._closed_because is None:
+                raise
+            raise _refusal(ErrorCode.TEMPORARY_UNAVAILABLE, self._closed_because) from None
 
     def _acknowledge(self, peer: Peer, ack: ResultAck) -> None:
         for link in self._links_of(peer):

@@ -225,6 +225,21 @@ async def test_draining_completes_what_is_in_flight_and_lets_nobody_in(autojump_
         assert [name for _, name, _ in worker.received[-2:]] == ["fragment:processed", "stream:complete"]
 
 
+async def test_what_is_in_flight_is_acknowledged_again_while_draining(autojump_clock: MockClock) -> None:
+    """A worker that asks whether its fragment has arrived is not told that it was refused."""
+    asr = ScriptedAsr(script=lambda _: Step(Transcript("hello"), 1.0))
+    async with memory_server(scripted_models(asr)) as server, trio.open_nursery() as nursery:
+        worker = server.worker()
+        await worker.say("stream:init", stream_init())
+        await worker.say("fragment:data", fragment(0))
+        nursery.start_soon(server.gateway.drain)
+        await trio.sleep(0.5)
+        assert (await worker.say("fragment:data", fragment(0)))["queue_position"] == 0
+        assert (await worker.say("fragment:data", fragment(1)))["code"] == "TEMPORARY_UNAVAILABLE"
+        await worker.wait_for("stream:complete")
+        assert len(worker.got("fragment:processed")) == 1
+
+
 async def test_draining_does_not_wait_for_a_worker_that_is_away(autojump_clock: MockClock) -> None:
     async with memory_server() as server:
         worker = server.worker()
