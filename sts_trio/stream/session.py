@@ -205,7 +205,7 @@ class StreamSession:
     def abandon(self, code: ErrorCode, reason: str) -> None:
         """Give every accepted fragment its result now, where it has none yet a failure; then complete the stream.
 
-        There is no time for encoding fallback audio any more: what is ready comes along. An ended stream stays as it is.
+        There is no time for encoding fallback audio any more: what is ready comes along. One that is gone stays so.
         """
         if self.is_gone:
             return
