@@ -179,10 +179,10 @@ def test_an_interrupted_download_leaves_no_model_and_the_next_one_goes_on(hub: H
             assert hub.stalled.wait(20)
             _wait_for_bytes(models_dir / f".{TINY}@{COMMIT}.incomplete" / "model.bin", 3 * MIB)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=20)
+            out, said = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 1
+    assert process.returncode == 1, (out, said)
     assert said.strip() == f"Error: interrupted: `sts-trio models pull {TINY}` goes on where this stopped"
     assert in_place(models_dir) == []
 
