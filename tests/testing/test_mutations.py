@@ -35,6 +35,9 @@ pytestmark = pytest.mark.slow
 
 SEEDS = 200
 
+FIRST = {"keep_results_without_bound": 50, "forget_that_a_slowed_worker_may_go_on": 30, "outlive_the_grace": 15}
+"""Seeds before these do not show the bug: they would only take their time."""
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 BUGS: dict[str, Plant] = {}
 
@@ -329,4 +332,6 @@ def tell_every_result_late(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     BUGS[name](monkeypatch)
-    assert any(simulate(Scenario.of_seed(seed)).violations for seed in range(SEEDS)), f"{SEEDS} seeds did not find it"
+    assert any(simulate(Scenario.of_seed(seed)).violations for seed in range(FIRST.get(name, 0), SEEDS)), (
+        f"{SEEDS} seeds did not find it"
+    )
