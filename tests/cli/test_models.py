@@ -173,7 +173,9 @@ def test_what_is_there_and_unchanged_is_not_downloaded_again_unless_it_is_forced
 @pytest.mark.slow
 def test_an_interrupted_download_leaves_no_model_and_the_next_one_goes_on(hub: Hub, models_dir: Path) -> None:
     hub.faults["model.bin"] = Fault(stall_after=3 * MIB + 1_000)
-    command_line = [sys.executable, "-m", "sts_trio", "models", "pull", TINY]
+    # Where these tests run in the background of a shell, SIGINT is ignored, and so it would be by a child process.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command_line = [sys.executable, "-c", f"{heed}; from sts_trio.__main__ import main; main()", "models", "pull", TINY]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert hub.stalled.wait(20)
