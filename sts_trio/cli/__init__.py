@@ -7,6 +7,7 @@ from typing import Final
 import click
 
 from ..config import PROFILES, ConfigError, Settings
+from ..groups import innermost
 
 profile_option: Final = click.option(
     "--profile", type=click.Choice(list(PROFILES)), help="Engines, where the environment names no others."
@@ -19,13 +20,6 @@ def load_settings(profile: str | None) -> Settings:
         return Settings.load(profile=profile)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-
-
-def innermost(error: BaseException) -> BaseException:
-    """Of a group the first error in it, however deep."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> str:

@@ -30,10 +30,11 @@ from ..engines.catalogue import Presence, configured_models, is_path, presence
 from ..engines.download import gigabytes
 from ..engines.gpu import check_memory, preload_cublas
 from ..engines.suite import gpu_demands, threads_needed
+from ..groups import innermost
 from ..observe import gpu
 from ..offload import thread_offload
 from ..server.tls import server_context
-from . import first_error, innermost
+from . import first_error
 
 KEY_TIMEOUT_S: Final = 3.0
 """What DeepL is given to say whether it takes the key."""

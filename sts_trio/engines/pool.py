@@ -25,6 +25,7 @@ from attrs import define, field
 
 from protocol.errors import ErrorCode
 
+from ..groups import innermost
 from ..observe.metrics import Metrics
 from ..offload import Offload
 from .base import Engine, EngineFailure, EngineLost, Instance
@@ -230,9 +231,7 @@ class Pool(Generic[Req, Res]):
         """The pool cannot go on: the first reason is told at once, since who hangs may keep `run` from raising it."""
         if self.lost.is_set():
             return
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        log.critical("engine_lost", pool=self.label, engine=self._engine.name, reason=str(error))
+        log.critical("engine_lost", pool=self.label, engine=self._engine.name, reason=str(innermost(error)))
         self.lost.set()
 
     async def _next_batch(self) -> list[_Ticket[Req, Res]]:
