@@ -6,12 +6,15 @@ import math
 import sys
 import time
 from collections import Counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
 
 from ..offload import available_cores
+
+if TYPE_CHECKING:
+    from ..testing.simulation import Outcome, Scenario
 
 DEFAULT_SEEDS: Final = range(50)
 
@@ -71,11 +74,7 @@ def simulate(
 
 
 def _run_one(seed: int, streams: int | None, hours: float | None, trace: bool) -> int:
-    from ..testing.simulation import Scenario  # here: the engines' child processes import this module, too
-    from ..testing.simulation import simulate as run
-
-    scenario = Scenario.of_seed(seed, streams=streams, hours=hours)
-    outcome = run(scenario)
+    scenario, outcome = _run(seed, streams, hours)
     if trace:
         for line in scenario.lines():
             click.echo(line)
@@ -83,9 +82,20 @@ def _run_one(seed: int, streams: int | None, hours: float | None, trace: bool) -
             click.echo(line, nl=False)
     verdict = f"{len(outcome.violations) or 'no'} violations"
     click.echo(f"seed {seed}: {outcome.virtual_s:.0f} s of virtual time, {len(outcome.trace)} events, {verdict}")
+    _show_violations(outcome)
+    return 1 if outcome.violations else 0
+
+
+def _run(seed: int, streams: int | None, hours: float | None) -> tuple[Scenario, Outcome]:
+    from ..testing.simulation import Scenario, simulate  # here: the engines' child processes import this module, too
+
+    scenario = Scenario.of_seed(seed, streams=streams, hours=hours)
+    return scenario, simulate(scenario)
+
+
+def _show_violations(outcome: Outcome) -> None:
     for violation in outcome.violations:
         click.echo(f"  VIOLATED  {violation}")
-    return 1 if outcome.violations else 0
 
 
 def _run_many(seeds: range, streams: int | None, hours: float | None, jobs: int, within_s: float) -> int:
@@ -105,9 +115,8 @@ def _run_many(seeds: range, streams: int | None, hours: float | None, jobs: int,
 
     size = Size(streams, hours)
     trio.run(lambda: simulate_many(seeds, size, processes=min(jobs, len(seeds)), within_s=within_s, take=take))
-    failures = sorted((report for report in failed if report.has_ended), key=lambda report: report.seed)
-    for report in failures[:SHOWN_FAILURES]:
-        _show_failure(report, streams, hours)
+    for seed in sorted(report.seed for report in failed if report.has_ended)[:SHOWN_FAILURES]:
+        _show_failure(seed, streams, hours)
     click.echo(
         f"{done} seeds, {virtual_s / 3600:.1f} hours of virtual time in {time.monotonic() - began:.0f} s: "
         f"{len(failed)} with violations"
@@ -116,17 +125,14 @@ def _run_many(seeds: range, streams: int | None, hours: float | None, jobs: int,
     return 1 if failed else 0
 
 
-def _show_failure(report: Any, streams: int | None, hours: float | None) -> None:
+def _show_failure(seed: int, streams: int | None, hours: float | None) -> None:
     """A failing seed is run again, which is the same run, for its trace."""
-    from ..testing.simulation import Scenario
-    from ..testing.simulation import simulate as run
     from ..testing.simulation.trace import VIOLATED
 
-    outcome = run(Scenario.of_seed(report.seed, streams=streams, hours=hours))
+    _, outcome = _run(seed, streams, hours)
     lines = list(outcome.trace.lines())
     end = next((number for number, line in enumerate(lines, 1) if VIOLATED in line), len(lines))
     shown = lines[max(0, end - SHOWN_EVENTS) : end]
-    click.echo(f"\nseed {report.seed}, {len(shown)} of {len(lines)} events (`--seed {report.seed} --trace` shows all):")
+    click.echo(f"\nseed {seed}, {len(shown)} of {len(lines)} events (`--seed {seed} --trace` shows all):")
     click.echo("".join(shown), nl=False)
-    for violation in outcome.violations:
-        click.echo(f"  VIOLATED  {violation}")
+    _show_violations(outcome)

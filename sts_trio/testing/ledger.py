@@ -307,8 +307,6 @@ class Ledger:
             waited_s = now - entry.acknowledged_at
             if now > entry.due_at + self.terms.slack_s:
                 self._violated(f"the result of {fragment_id} came after {waited_s:.2f} s")
-        if entry.maybe:  # all that was said of it over the lost connection is answered with this
-            entry.told = False
         is_first = not entry.results
         if entry.maybe > 1:  # a failure, and it was sent again: another one may come
             entry.maybe -= 1

@@ -16,8 +16,20 @@ def stream_init(stream_id: str = "s", worker_id: str = "w", **changes: Any) -> d
     return body
 
 
-def fragment(number: int, stream_id: str = "s", duration_ms: int = 1_000, **changes: Any) -> dict[str, Any]:
-    """A ``fragment:data`` that fits `stream_init`, of `duration_ms` of a quiet tone-free hum."""
-    frames = duration_ms * 8
-    audio = Audio("pcm_s16le", 8_000, 1, duration_ms, b"\x10\x00" * frames)
+def fragment(
+    number: int,
+    stream_id: str = "s",
+    duration_ms: int = 1_000,
+    *,
+    sound: bytes | None = None,
+    binary: bool = False,
+    **changes: Any,
+) -> dict[str, Any]:
+    """A ``fragment:data`` that fits `stream_init`, of `duration_ms` of a quiet tone-free hum, or of `sound`.
+
+    Args:
+        binary: the sound travels as an attachment.
+    """
+    hum = b"\x10\x00" * (duration_ms * 8)
+    audio = Audio("pcm_s16le", 8_000, 1, duration_ms, hum if sound is None else sound, binary)
     return payload(FragmentData(f"f{number}", stream_id, number, 1_700_000_000_000, audio)) | changes

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from typing import Any, Final
 
-import pybase64
 import trio
 from attrs import define, field
 
@@ -174,10 +173,15 @@ class Actor:
     def _send(self, fragment_id: str, number: int) -> None:
         chance, manners = self._chance, self.plan.manners
         metadata = {"pts_ns": number * 1_000_000_000}
-        body = fragment(number, self.plan.stream_id, SLOT_MS, fragment_id=fragment_id, metadata=metadata)
-        sound = pcm(level_of(fragment_id), SLOT_MS * body["audio"]["sample_rate_hz"] // 1000)
-        carried = {"data": sound} if self.plan.binary else {"data_base64": pybase64.b64encode_as_string(sound)}
-        body["audio"] = {name: value for name, value in body["audio"].items() if name != "data_base64"} | carried
+        body = fragment(
+            number,
+            self.plan.stream_id,
+            SLOT_MS,
+            sound=pcm(level_of(fragment_id), SLOT_MS * self.terms.sample_rate_hz // 1000),
+            binary=self.plan.binary,
+            fragment_id=fragment_id,
+            metadata=metadata,
+        )
         is_valid = chance.random() >= manners.malformed
         if not is_valid:
             body["timestamp"] = chance.choice(("soon", -1, None, [1]))
